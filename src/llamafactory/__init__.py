@@ -1,0 +1,9 @@
+"""llamafactory: fine-tune, align, evaluate, export and serve large language models on your own data.
+
+Importing the package costs nothing: every heavy library is imported by the command that needs it.
+"""
+
+from .extras.version import VERSION as __version__
+
+
+__all__ = ["__version__"]
