@@ -136,7 +136,9 @@ def tiny_llama(tiny_tokenizer: Any) -> Callable[[], Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[[], Any], tiny_tokenizer: Any) -> Path:
+def tiny_llama_dir(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[[], Any], tiny_tokenizer: Any
+) -> Path:
     folder = tmp_path_factory.mktemp("tiny_llama")
     tiny_llama().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

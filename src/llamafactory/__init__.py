@@ -3,7 +3,9 @@
 Importing the package costs nothing: every heavy library is imported by the command that needs it.
 """
 
-from .extras.version import VERSION as __version__
+from .extras.version import VERSION
 
+
+__version__ = VERSION
 
 __all__ = ["__version__"]

@@ -1,0 +1,150 @@
+"""The environment variables that matter here: declared once, read only here.
+
+`llamafactory-cli env --vars` and the reference page print this table.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import UserError
+
+
+TRUTHY = frozenset({"true", "yes", "on", "y", "t", "1"})
+OPTIM_TORCH_DEFAULTS = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+}
+
+
+class Variable(NamedTuple):
+    """One row of `env --vars`."""
+
+    name: str
+    value: str
+    default: str
+    help: str
+    is_set: bool
+
+
+def _variable(name: str, default: Any, text: str, *, is_secret: bool = False) -> Any:
+    return field(default=default, repr=not is_secret, metadata={"name": name, "help": text, "secret": is_secret})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """What the environment says, with types; defaults where it says nothing."""
+
+    force_torchrun: bool = _variable("FORCE_TORCHRUN", False, "Starts training through torchrun even on one device.")
+    nnodes: int = _variable("NNODES", 1, "Number of machines in the run.")
+    node_rank: int = _variable("NODE_RANK", 0, "Which of the machines this one is, from 0.")
+    nproc_per_node: int | None = _variable("NPROC_PER_NODE", None, "Processes on this machine; unset: one per device.")
+    master_addr: str = _variable("MASTER_ADDR", "127.0.0.1", "Address of machine 0, where the ranks meet.")
+    master_port: int | None = _variable("MASTER_PORT", None, "Port on machine 0; unset: a free one.")
+    rdzv_id: str | None = _variable("RDZV_ID", None, "Job name of an elastic run; setting it makes the run elastic.")
+    min_nnodes: int | None = _variable("MIN_NNODES", None, "Elastic run: fewest machines it goes on with.")
+    max_nnodes: int | None = _variable("MAX_NNODES", None, "Elastic run: most machines that may join.")
+    max_restarts: int = _variable("MAX_RESTARTS", 0, "Elastic run: how often failed workers are started again.")
+    optim_torch: bool = _variable(
+        "OPTIM_TORCH",
+        True,
+        "Sets the CUDA allocator and NCCL defaults that save memory, unless you set them yourself.",
+    )
+    local_rank: int | None = _variable("LOCAL_RANK", None, "Set by torchrun: this process's device on this machine.")
+    rank: int = _variable("RANK", 0, "Set by torchrun: this process's number in the whole run.")
+    world_size: int = _variable("WORLD_SIZE", 1, "Set by torchrun: number of processes in the whole run.")
+    local_world_size: int = _variable("LOCAL_WORLD_SIZE", 1, "Set by torchrun: number of processes on this machine.")
+    use_fsdp: bool = _variable("ACCELERATE_USE_FSDP", False, "Set by `accelerate launch`: parameters are sharded.")
+    verbosity: str = _variable("LLAMAFACTORY_VERBOSITY", "INFO", "Log level: DEBUG, INFO, WARNING or ERROR.")
+    cache: str = _variable(
+        "LLAMAFACTORY_CACHE", "~/.cache/llamafactory", "Folder for converted models and unpacked wheels."
+    )
+    allow_extra_args: bool = _variable("ALLOW_EXTRA_ARGS", False, "Ignores unknown keys with a notice.")
+    disable_version_check: bool = _variable("DISABLE_VERSION_CHECK", False, "Skips the check of library versions.")
+    record_vram: bool = _variable("RECORD_VRAM", False, "Adds the device memory in use to trainer_log.jsonl.")
+    use_modelscope_hub: bool = _variable("USE_MODELSCOPE_HUB", False, "Hub ids are looked up on ModelScope.")
+    use_openmind_hub: bool = _variable("USE_OPENMIND_HUB", False, "Hub ids are looked up on Modelers (openMind).")
+    hf_hub_offline: bool = _variable("HF_HUB_OFFLINE", False, "Never asks a hub; only what is on disk is used.")
+    transformers_offline: bool = _variable("TRANSFORMERS_OFFLINE", False, "The same, older name.")
+    wandb_project: str = _variable(
+        "WANDB_PROJECT", "llamafactory", "Project that Weights & Biases runs are filed under."
+    )
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder of `cache`, with ~ resolved."""
+        return Path(self.cache).expanduser()
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether this process is one of several that torchrun (or its like) started."""
+        return self.local_rank is not None and self.world_size > 1
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether a launcher started this process, so that it must not launch again."""
+        return self.local_rank is not None
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, the one that writes files and talks."""
+        return self.rank == 0
+
+
+def read_env(environ: Mapping[str, str] | None = None) -> Env:
+    """Read all variables of the table; a value of the wrong type is a UserError that names the variable."""
+    source = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for item in fields(Env):
+        raw = source.get(item.metadata["name"])
+        if raw is not None and raw.strip():
+            values[item.name] = _convert(item.metadata["name"], raw.strip(), str(item.type))
+    return Env(**values)
+
+
+def list_variables(environ: Mapping[str, str] | None = None) -> list[Variable]:
+    """Return every variable with its value now, its default and its help; secrets are masked."""
+    source = os.environ if environ is None else environ
+    env = read_env(source)
+    rows: list[Variable] = []
+    for item in fields(Env):
+        name = str(item.metadata["name"])
+        value = "***" if item.metadata["secret"] else _show(getattr(env, item.name))
+        rows.append(Variable(name, value, _show(item.default), item.metadata["help"], bool(source.get(name))))
+    return rows
+
+
+def child_environment(**updates: str) -> dict[str, str]:
+    """Return a copy of the environment for a child process, with updates put over it."""
+    return {**os.environ, **updates}
+
+
+def set_defaults(defaults: Mapping[str, str]) -> None:
+    """Set variables for this process and its children where the user has not set them."""
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def is_enabled(name: str, default: bool = False) -> bool:
+    """Read any variable as a switch: true, yes, on, y, t and 1 are on."""
+    raw = os.environ.get(name)
+    return default if raw is None or not raw.strip() else raw.strip().lower() in TRUTHY
+
+
+def _convert(name: str, raw: str, kind: str) -> Any:
+    if "bool" in kind:
+        return raw.lower() in TRUTHY
+    if "int" in kind:
+        try:
+            return int(raw)
+        except ValueError:
+            raise UserError(f"The environment variable {name} is {raw!r}; it must be a whole number.") from None
+    return raw
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return "" if value is None else str(value)

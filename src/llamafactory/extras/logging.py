@@ -1,0 +1,57 @@
+"""Log lines of this package: one logger tree, to stderr, quiet on all ranks but the first."""
+
+import functools
+import logging
+import re
+import sys
+
+from .env import read_env
+from .errors import UserError
+
+
+ROOT = "llamafactory"
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+TOKEN_SHAPES = re.compile(r"\b(hf_|sk-|ms-|gh[pousr]_)[A-Za-z0-9_\-]{8,}")
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats a record and hides whatever looks like an access token, in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module of this package; name is the module's `__name__`."""
+    return logging.getLogger(name if name == ROOT or name.startswith(ROOT + ".") else f"{ROOT}.{name}")
+
+
+def setup_logging() -> None:
+    """Print this package's log lines to stderr; LLAMAFACTORY_VERBOSITY sets the level of the first rank."""
+    env = read_env()
+    level = env.verbosity.upper()
+    if level not in LEVELS:
+        raise UserError(f"LLAMAFACTORY_VERBOSITY is {env.verbosity!r}; use one of {', '.join(LEVELS)}.")
+
+    logger = logging.getLogger(ROOT)
+    logger.setLevel(level if env.rank == 0 else max(logging.WARNING, logging.getLevelNamesMapping()[level]))
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(RedactingFormatter("[%(levelname)s] %(message)s"))
+        logger.addHandler(handler)
+
+
+def notice_once(logger: logging.Logger, message: str) -> None:
+    """Log a warning that is not worth saying twice in one process."""
+    _notice(logger.name, message)
+
+
+def redact(text: str) -> str:
+    """Replace access tokens inside text by their first letters and ***."""
+    return TOKEN_SHAPES.sub(r"\1***", text)
+
+
+@functools.cache
+def _notice(name: str, message: str) -> None:
+    logging.getLogger(name).warning(message)

@@ -1,0 +1,77 @@
+"""Every example parses as it stands; those that a CPU can run do run, with a tiny model and tiny data."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+YAML_FILES = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml"))
+INFERENCE = {"inference": "chat", "merge_lora": "export"}
+TRAIN_FILES = [name for name in YAML_FILES if name.split("/")[0] not in INFERENCE]
+
+
+def command_of(name: str) -> str:
+    return INFERENCE.get(name.split("/")[0], "train")
+
+
+@pytest.mark.parametrize("name", YAML_FILES)
+def test_each_example_parses(name: str) -> None:
+    from llamafactory.hparams import get_infer_args, get_train_args
+
+    parse = get_train_args if command_of(name) == "train" else get_infer_args
+    model_args = parse([str(EXAMPLES / name)])[0]
+
+    assert model_args.model_name_or_path
+
+
+@pytest.mark.parametrize("name", YAML_FILES)
+def test_each_example_says_what_it_shows_and_how_to_run_it(name: str) -> None:
+    lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
+    comment = [line for line in lines if line.startswith("#")]
+
+    assert lines[0].startswith("# ")
+    assert f"llamafactory-cli {command_of(name)} examples/{name}" in "\n".join(comment)
+
+
+def test_the_shell_example_parses() -> None:
+    from llamafactory.hparams import get_train_args
+
+    words = shlex.split((EXAMPLES / "train_lora" / "qwen3_lora_sft.sh").read_text(encoding="utf-8"), comments=True)
+    flags = words[words.index("train") + 1 :]
+
+    assert get_train_args(flags)[2].learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("name", TRAIN_FILES)
+def test_each_training_example_runs_on_a_tiny_model(
+    name: str, tmp_path: Path, tiny_llama_dir: Path, demo_dataset_dir: Path
+) -> None:
+    from llamafactory.train.tuner import run_exp
+
+    config: dict[str, Any] = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    config |= {
+        "model_name_or_path": str(tiny_llama_dir),
+        "dataset_dir": str(demo_dataset_dir),
+        "output_dir": str(tmp_path / "run"),
+        "cutoff_len": 96,
+        "preprocessing_num_workers": None,
+        "max_new_tokens": 4,
+    }
+    config.pop("adapter_name_or_path", None)
+    if config.get("do_train"):
+        config |= {"dataset": "tiny_alpaca", "max_steps": 2, "save_steps": 2, "eval_steps": 2}
+    else:
+        config |= {"eval_dataset": "tiny_alpaca", "max_samples": 4}
+    if config.get("eval_strategy") != "steps":
+        config.pop("eval_steps", None)
+
+    run_exp(config)
+
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    expected = {"train_results.json", "trainer_log.jsonl"} if config.get("do_train") else {"predict_results.json"}
+    assert expected <= written
