@@ -41,7 +41,7 @@ class Env:
     nnodes: int = _variable("NNODES", 1, "Number of machines in the run.")
     node_rank: int = _variable("NODE_RANK", 0, "Which of the machines this one is, from 0.")
     nproc_per_node: int | None = _variable("NPROC_PER_NODE", None, "Processes on this machine; unset: one per device.")
-    master_addr: str = _variable("MASTER_ADDR", "127.0.0.1", "Address of machine 0, where the ranks meet.")
+    master_addr: str | None = _variable("MASTER_ADDR", None, "Address of machine 0; unset: this machine.")
     master_port: int | None = _variable("MASTER_PORT", None, "Port on machine 0; unset: a free one.")
     rdzv_id: str | None = _variable("RDZV_ID", None, "Job name of an elastic run; setting it makes the run elastic.")
     min_nnodes: int | None = _variable("MIN_NNODES", None, "Elastic run: fewest machines it goes on with.")
@@ -55,14 +55,11 @@ class Env:
     local_rank: int | None = _variable("LOCAL_RANK", None, "Set by torchrun: this process's device on this machine.")
     rank: int = _variable("RANK", 0, "Set by torchrun: this process's number in the whole run.")
     world_size: int = _variable("WORLD_SIZE", 1, "Set by torchrun: number of processes in the whole run.")
-    local_world_size: int = _variable("LOCAL_WORLD_SIZE", 1, "Set by torchrun: number of processes on this machine.")
-    use_fsdp: bool = _variable("ACCELERATE_USE_FSDP", False, "Set by `accelerate launch`: parameters are sharded.")
     verbosity: str = _variable("LLAMAFACTORY_VERBOSITY", "INFO", "Log level: DEBUG, INFO, WARNING or ERROR.")
     cache: str = _variable(
         "LLAMAFACTORY_CACHE", "~/.cache/llamafactory", "Folder for converted models and unpacked wheels."
     )
     allow_extra_args: bool = _variable("ALLOW_EXTRA_ARGS", False, "Ignores unknown keys with a notice.")
-    disable_version_check: bool = _variable("DISABLE_VERSION_CHECK", False, "Skips the check of library versions.")
     record_vram: bool = _variable("RECORD_VRAM", False, "Adds the device memory in use to trainer_log.jsonl.")
     use_modelscope_hub: bool = _variable("USE_MODELSCOPE_HUB", False, "Hub ids are looked up on ModelScope.")
     use_openmind_hub: bool = _variable("USE_OPENMIND_HUB", False, "Hub ids are looked up on Modelers (openMind).")

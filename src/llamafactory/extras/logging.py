@@ -11,7 +11,7 @@ from .errors import UserError
 
 ROOT = "llamafactory"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-TOKEN_SHAPES = re.compile(r"\b(hf_|sk-|ms-|gh[pousr]_)[A-Za-z0-9_\-]{8,}")
+TOKEN_SHAPES = re.compile(r"\b(?:(hf_)[A-Za-z0-9]{8,}|(sk-|ms-)[A-Za-z0-9_\-]{16,}|(gh[pousr]_)[A-Za-z0-9]{8,})")
 
 
 class RedactingFormatter(logging.Formatter):
@@ -19,6 +19,13 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
+
+
+class StderrHandler(logging.Handler):
+    """Writes to whatever sys.stderr is at that moment, so that redirecting it works."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -36,8 +43,8 @@ def setup_logging() -> None:
     logger = logging.getLogger(ROOT)
     logger.setLevel(level if env.rank == 0 else max(logging.WARNING, logging.getLevelNamesMapping()[level]))
     logger.propagate = False
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+    if not any(isinstance(handler, StderrHandler) for handler in logger.handlers):
+        handler = StderrHandler()
         handler.setFormatter(RedactingFormatter("[%(levelname)s] %(message)s"))
         logger.addHandler(handler)
 
@@ -49,7 +56,7 @@ def notice_once(logger: logging.Logger, message: str) -> None:
 
 def redact(text: str) -> str:
     """Replace access tokens inside text by their first letters and ***."""
-    return TOKEN_SHAPES.sub(r"\1***", text)
+    return TOKEN_SHAPES.sub(lambda match: f"{match.group(match.lastindex or 0)}***", text)
 
 
 @functools.cache

@@ -1,0 +1,202 @@
+"""The model's own Jinja chat template, with exact bounds of every answer.
+
+The text is always the one that the whole conversation renders to. An answer starts where the prompt before it,
+rendered alone, ends; where a template rewrites history (Qwen 3 drops earlier thoughts), it starts behind the header
+that stands in front of every answer. Its end is found by rendering once more with the answer replaced by a mark: what
+then follows the mark is what follows the answer.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+
+from jinja2 import TemplateError
+
+from ..extras.errors import UserError
+from .conversation import RESPONSE_ROLES, Conversation, Message, Role, RowDropped
+from .encoding import TextEncoder, encoder_of
+from .formatter import Piece, split_calls
+from .jinja_writer import quote
+from .rendering import RenderedTurn, Rendering, Template
+from .special_tokens import fill_special_tokens
+from .tool_utils import parse_tools
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Unicode noncharacters, which no text holds: they mark places without looking like anything to a template.
+MARK = "\ufdd2answer\ufdd3"
+GUARD_START, GUARD_END = "\ufdd0", "\ufdd1"
+# Put in front of a template, so that the saved tokenizer has the default system prompt too.
+DEFAULT_SYSTEM = (
+    "{{%- if not messages or messages[0]['role'] != 'system' %}}"
+    "{{%- set messages = [{{'role': 'system', 'content': {}}}] + messages %}}{{%- endif %}}"
+)
+GUARDED = re.compile(f"{GUARD_START}(\\d+){GUARD_END}")
+PROBE = Conversation(
+    (
+        Message(Role.USER, "one"),
+        Message(Role.ASSISTANT, "two"),
+        Message(Role.USER, "three"),
+        Message(Role.ASSISTANT, "four"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JinjaTemplate(Template):
+    """The chat template that the tokenizer brings."""
+
+    enable_thinking: bool | None = None
+    preserve_thinking: bool = False
+
+    def render(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendering:
+        """Render the conversation and cut the text at the bounds of the answers."""
+        if not conversation.messages:
+            raise RowDropped("no messages")
+        guard = ContentGuard(encoder_of(tokenizer))
+        system = guard.hide(conversation.system)
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        num_lead = len(messages)
+        messages += [guard.as_dict(message) for message in conversation.messages]
+        variables = {"preserve_thinking": True} if self.preserve_thinking else {}
+        variables |= {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        is_open = conversation.messages[-1].role not in RESPONSE_ROLES
+        chat = Chat(tokenizer, guard.as_tools(conversation.tools), variables, is_open)
+        chat.check_tools(messages)
+
+        text = chat.render(messages, is_open)
+        turns: list[RenderedTurn] = []
+        done = 0
+        for index, message in enumerate(conversation.messages, num_lead):
+            if message.role in RESPONSE_ROLES:
+                start, end = chat.find_answer(text, messages, index, done)
+                turns.append(RenderedTurn(guard.pieces(text[done:start]), guard.pieces(text[start:end]), message))
+                done = end
+        rest = guard.pieces(text[done:])
+        return Rendering([*turns, RenderedTurn(rest, [], None)], []) if is_open else Rendering(turns, rest)
+
+    def fix_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> Self:
+        """Set what is missing, and learn from a sample which token ends an answer."""
+        fill_special_tokens(tokenizer)
+        if self.default_system and isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = DEFAULT_SYSTEM.format(quote(self.default_system)) + tokenizer.chat_template
+        try:
+            rendering = self.render(tokenizer, PROBE)
+        except RowDropped as reason:
+            raise UserError(
+                f"The model's own chat template cannot be cut into answers exactly ({reason}); "
+                "name a template instead, for instance `template: chatml`."
+            ) from None
+        answer = "".join(piece.text for piece in rendering.turns[-1].target)
+        tokens = encoder_of(tokenizer).special_pattern.findall(answer)
+        return replace(self, stop_words=tuple(tokens[-1:]))
+
+    def with_tool_format(self, tool_format: str) -> Self:
+        """Refuse: the model's own template has its own syntax."""
+        raise UserError(f"`tool_format: {tool_format}` needs a named template; the model's own has its own syntax.")
+
+
+class Chat(NamedTuple):
+    """A tokenizer's template with what is the same for all renderings of one conversation."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    tools: list[dict[str, Any]] | None
+    variables: Mapping[str, Any]
+    is_open: bool  # the whole conversation ends with a prompt
+
+    def render(self, messages: Sequence[Mapping[str, Any]], is_prompt: bool) -> str:
+        """Render to text; what the template itself refuses is a reason to drop the row."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=cast(Any, self.tools),
+                tokenize=False,
+                add_generation_prompt=is_prompt,
+                **self.variables,
+            )
+        except TemplateError as error:
+            raise RowDropped(f"the model's chat template refuses it: {error}") from None
+        return cast(str, text)
+
+    def check_tools(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse tools and calls that the template would leave out without a word."""
+        source = self.tokenizer.get_chat_template(tools=cast(Any, self.tools))
+        if self.tools and "tools" not in source:
+            raise RowDropped("the model's chat template has no place for tools; name a template")
+        if "tool_calls" not in source and any("tool_calls" in message for message in messages):
+            raise RowDropped("the model's chat template has no place for tool calls; name a template")
+
+    def find_answer(self, text: str, messages: Sequence[Mapping[str, Any]], index: int, done: int) -> tuple[int, int]:
+        """Return where the answer at index starts and where, with its end token, it ends."""
+        mark = {"role": "assistant", "content": MARK}
+        marked = self.render([*messages[:index], mark, *messages[index + 1 :]], self.is_open)
+        head, _, tail = marked.partition(MARK)
+        prompt = self.render(messages[:index], is_prompt=True)
+        content_end = len(text) - len(tail)
+        if text.startswith(prompt):
+            start = len(prompt)
+        else:
+            header = self.find_header(messages[:index], prompt)
+            place = head.rfind(header, done) if header else -1
+            start = place + len(header) if place >= 0 else len(head)
+            if not text.startswith(head[:start]):
+                raise RowDropped("the text before an answer depends on the answer")
+        if MARK not in marked or not text.endswith(tail) or not done <= start <= content_end:
+            raise RowDropped("the text after an answer depends on the answer")
+
+        end = encoder_of(self.tokenizer).special_pattern.search(tail)
+        if end is None and index == len(messages) - 1:
+            return start, len(text)
+        return start, content_end + (end.end() if end else 0)
+
+    def find_header(self, messages: Sequence[Mapping[str, Any]], prompt: str) -> str:
+        """Return the text that `add_generation_prompt` adds to these messages."""
+        before = self.render(messages, is_prompt=False)
+        return prompt[len(before) :] if prompt.startswith(before) else ""
+
+
+class ContentGuard:
+    """Hides what looks like a control token from the template and the tokenizer, and brings it back as content."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        self.pattern = re.compile(f"{encoder.special_pattern.pattern}|{GUARD_START}")
+        self.hidden: list[str] = []
+
+    def hide(self, text: str) -> str:
+        """Replace what looks like a control token by a numbered mark."""
+        if GUARD_START not in text and not self.encoder.has_control_text(text):
+            return text
+        return self.pattern.sub(self._hide_match, text)
+
+    def pieces(self, text: str) -> list[Piece]:
+        """Cut rendered text at the marks and put the hidden text back."""
+        halves = GUARDED.split(text)  # text, number, text, number, ..., text
+        pieces = [
+            Piece(self.hidden[int(half)], "content") if index % 2 else Piece(half) for index, half in enumerate(halves)
+        ]
+        return [piece for piece in pieces if piece.text]
+
+    def as_dict(self, message: Message) -> dict[str, Any]:
+        """Write a message as Jinja templates expect it; calls become `tool_calls`."""
+        if message.role is Role.OBSERVATION:
+            return {"role": "tool", "content": self.hide(message.content)}
+        if message.role is not Role.FUNCTION:
+            return {"role": str(message.role), "content": self.hide(message.content)}
+        thought, calls = split_calls(message.content)
+        functions = [{"name": call.name, "arguments": json.loads(self.hide(call.arguments))} for call in calls]
+        tool_calls = [{"type": "function", "function": function} for function in functions]
+        return {"role": "assistant", "content": self.hide(thought), "tool_calls": tool_calls}
+
+    def as_tools(self, tools: str) -> list[dict[str, Any]] | None:
+        """Write the tools as Jinja templates expect them."""
+        functions = parse_tools(self.hide(tools))
+        return [{"type": "function", "function": function} for function in functions] or None
+
+    def _hide_match(self, match: re.Match[str]) -> str:
+        self.hidden.append(match.group())
+        return f"{GUARD_START}{len(self.hidden) - 1}{GUARD_END}"

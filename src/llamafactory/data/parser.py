@@ -1,0 +1,212 @@
+"""Which datasets a run reads: names, paths and hub ids become DatasetAttr rows.
+
+A name is looked up in dataset_info.json; a path to a file or folder, or a hub id, works without being listed there.
+`columns` and `tags` of an entry are put over the defaults of its formatting, so a partial mapping is enough.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..extras.constants import DATASET_INFO
+from ..extras.env import Env, read_env
+from ..extras.errors import UserError
+from ..extras.logging import get_logger, notice_once
+from ..extras.registry import MAX_LISTED, did_you_mean
+
+
+logger = get_logger(__name__)
+
+Origin = Literal["file", "hf_hub", "ms_hub", "om_hub", "cloud_file", "script"]
+FILE_TYPES = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
+COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools")
+COLUMNS += ("images", "videos", "audios", "chosen", "rejected", "kto_tag")
+TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
+DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "alpaca": {},
+    "sharegpt": {},
+    "openai": {
+        "messages": "messages",
+        "tools": "tools",
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "observation_tag": "tool",
+        "function_tag": "tool_calls",
+    },
+}
+HUBS: tuple[tuple[str, Origin], ...] = (("hf_hub_url", "hf_hub"), ("ms_hub_url", "ms_hub"), ("om_hub_url", "om_hub"))
+OTHER_ORIGINS: tuple[tuple[str, Origin], ...] = (
+    ("script_url", "script"),
+    ("cloud_file_name", "cloud_file"),
+    ("file_name", "file"),
+)
+PREFERENCE: tuple[Origin, ...] = ("hf_hub", "ms_hub", "om_hub", "script", "cloud_file", "file")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+KEYS = {key for key, _ in (*HUBS, *OTHER_ORIGINS)} | {"columns", "tags", "values"}
+KEYS |= {"formatting", "ranking", "subset", "split", "folder", "num_samples"}
+
+
+@dataclass(frozen=True)
+class DatasetAttr:
+    """Where a dataset comes from and which of its columns and tags mean what."""
+
+    load_from: Origin
+    dataset_name: str  # a path or a hub id
+    formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
+    name: str = ""  # what the user calls it
+    is_detected: bool = False  # the layout is to be found out from the first row
+    ranking: bool = False
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    messages: str | None = "conversations"
+    system: str | None = None
+    tools: str | None = None
+    images: str | None = None
+    videos: str | None = None
+    audios: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    kto_tag: str | None = None
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str = "human"
+    assistant_tag: str = "gpt"
+    observation_tag: str = "observation"
+    function_tag: str = "function_call"
+    system_tag: str = "system"
+
+    def __str__(self) -> str:
+        return self.name or self.dataset_name
+
+
+def get_dataset_list(names: Iterable[str] | None, dataset_dir: str | Mapping[str, Any]) -> list[DatasetAttr]:
+    """Turn what the user listed into DatasetAttr rows."""
+    names = [name.strip() for name in names or () if name.strip()]
+    if isinstance(dataset_dir, str) and dataset_dir == "ONLINE":
+        return [DatasetAttr("hf_hub", name, name=name, is_detected=True) for name in names]
+
+    folder = dataset_dir if isinstance(dataset_dir, str) else ""
+    table: Mapping[str, Any] | None = None
+    rows: list[DatasetAttr] = []
+    for name in names:
+        path = find_path(name, folder)
+        if path is None or Path(name).suffix.lstrip(".").lower() not in FILE_TYPES:
+            table = read_dataset_info(dataset_dir) if table is None else table
+            if name in table:
+                rows.append(read_entry(name, table[name], folder))
+                continue
+        if path is not None:
+            rows.append(DatasetAttr("file", str(path), name=name, is_detected=True))
+        elif HUB_ID.fullmatch(name) and Path(name).suffix.lstrip(".").lower() not in FILE_TYPES:
+            rows.append(DatasetAttr("hf_hub", name, name=name, is_detected=True))
+        else:
+            raise UserError(describe_unknown(name, table or {}, folder))
+    return rows
+
+
+def read_dataset_info(dataset_dir: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read dataset_info.json; an empty table when the folder has none."""
+    if not isinstance(dataset_dir, str):
+        return dataset_dir
+    if dataset_dir.startswith("REMOTE:"):
+        from huggingface_hub import hf_hub_download
+
+        repo = dataset_dir.removeprefix("REMOTE:")
+        path = Path(hf_hub_download(repo_id=repo, filename=DATASET_INFO, repo_type="dataset"))
+    else:
+        path = Path(dataset_dir) / DATASET_INFO
+    if not path.is_file():
+        return {}
+
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}; mend the JSON.") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path} must hold an object whose keys are dataset names, not a {type(table).__name__}.")
+    return table
+
+
+def read_entry(name: str, entry: object, folder: str, env: Env | None = None) -> DatasetAttr:
+    """Read one entry of dataset_info.json."""
+    where = f"The entry {name!r} of {DATASET_INFO}"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be an object, not {entry!r}.")
+    for key in set(entry) - KEYS:
+        notice_once(logger, f"{where} has the unknown key {key!r}, which is not used.{did_you_mean(key, KEYS)}")
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in DEFAULTS:
+        raise UserError(f"{where} has formatting {formatting!r}; use one of {', '.join(DEFAULTS)}.")
+
+    origin, source = find_origin(where, entry, env or read_env())
+    if origin == "file" and folder:
+        source = str(Path(folder) / source)
+    names: dict[str, Any] = dict(DEFAULTS[formatting])
+    for key, known in (("columns", COLUMNS), ("tags", TAGS)):
+        mapping = entry.get(key) or {}
+        check_keys(f"{where}, {key!r},", mapping, known)
+        names.update(mapping)
+    plain = {
+        key: entry[key] for key in ("ranking", "subset", "split", "folder", "num_samples", "values") if key in entry
+    }
+    return DatasetAttr(origin, source, formatting, name, **plain, **names)
+
+
+def find_origin(where: str, entry: Mapping[str, Any], env: Env) -> tuple[Origin, str]:
+    """Decide where an entry's rows come from; of several hubs, the one that the environment asks for."""
+    given = {origin: str(entry[key]) for key, origin in (*HUBS, *OTHER_ORIGINS) if entry.get(key)}
+    hubs: dict[Origin, bool] = {"ms_hub": env.use_modelscope_hub, "om_hub": env.use_openmind_hub}
+    for origin in sorted(PREFERENCE, key=lambda origin: not hubs.get(origin)):
+        if origin in given:
+            return origin, given[origin]
+    raise UserError(f"{where} does not say where its rows are; give it a file_name or a hf_hub_url.")
+
+
+def check_keys(where: str, mapping: object, known: Iterable[str]) -> None:
+    """Refuse what is no mapping, and keys that mean nothing."""
+    if not isinstance(mapping, dict):
+        raise UserError(f"{where} must be an object, not {mapping!r}.")
+    for key in mapping:
+        if key not in known:
+            raise UserError(f"{where} has the unknown key {key!r}.{did_you_mean(key, known)}")
+
+
+def find_path(name: str, folder: str) -> Path | None:
+    """Return the file or folder that name is a path of, seen from here or from the dataset folder."""
+    for path in (Path(name).expanduser(), Path(folder) / name):
+        if path.is_file() or (path.is_dir() and any(is_data_file(child) for child in path.iterdir())):
+            return path
+    return None
+
+
+def is_data_file(path: Path) -> bool:
+    """Tell whether a path ends like a file of rows."""
+    return path.suffix.lstrip(".").lower() in FILE_TYPES and path.name != DATASET_INFO
+
+
+def describe_unknown(name: str, table: Mapping[str, Any], folder: str) -> str:
+    """Say in one sentence what is wrong with a dataset's name."""
+    info = Path(folder) / DATASET_INFO
+    if Path(name).suffix.lstrip(".").lower() in FILE_TYPES:
+        return f"The dataset file {name!r} does not exist, neither here nor in {folder!r}; check the path."
+    if not table:
+        return f"Unknown dataset {name!r}: there is no {info}; set dataset_dir, or give the path of a file."
+    listed = sorted(table)
+    known = ", ".join(listed[:MAX_LISTED]) + (
+        f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    )
+    return f"Unknown dataset {name!r}.{did_you_mean(name, table)} Known in {info}: {known}."

@@ -1,0 +1,93 @@
+"""Rows for supervised fine-tuning: answers are learned up to and with their end token, nothing else is."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+from ...extras.constants import IGNORE_INDEX
+from ...extras.errors import UserError
+from ..conversation import Message, RowDropped
+from ..rendering import EncodedConversation, EncodedTurn
+from .processor_utils import DatasetProcessor, ProcessedRow, infer_seqlen
+
+
+class CutTurn(NamedTuple):
+    """A turn as it fits into the row."""
+
+    source: list[int]
+    target: list[int]
+    is_learned: bool
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class SupervisedDatasetProcessor(DatasetProcessor):
+    """Labels stand on the answers (on prompts too with train_on_prompt); mask_history leaves only the last one."""
+
+    def process_one(self, encoded: EncodedConversation) -> ProcessedRow:
+        """Join the turns that fit and label them."""
+        if encoded.turns[-1].message is None:
+            raise RowDropped("no answer at the end")
+
+        turns = self._cut(encoded.turns)
+        is_whole = len(turns) == len(encoded.turns) and all(turn.is_whole for turn in turns)
+        input_ids: list[int] = []
+        labels: list[int] = []
+        follows_answer = False  # a learned, whole answer stands right before
+        for turn in turns:
+            input_ids += turn.source + turn.target
+            labels += self._label_source(turn.source, follows_answer)
+            labels += turn.target if turn.is_learned else [IGNORE_INDEX] * len(turn.target)
+            follows_answer = turn.is_learned and turn.is_whole
+        if is_whole:
+            tail = [self._eos] if self.template.efficient_eos else []
+            ending = encoded.closing[: self.data_args.cutoff_len - len(input_ids) - len(tail)] + tail
+            input_ids += ending
+            labels += self._label_ending(ending, follows_answer)
+
+        num_supervised = len(labels) - labels.count(IGNORE_INDEX)
+        if num_supervised == 0:
+            raise RowDropped("nothing to learn" if is_whole else "nothing to learn within cutoff_len")
+        return ProcessedRow(input_ids, labels, num_supervised, not is_whole)
+
+    def _cut(self, turns: list[EncodedTurn]) -> list[CutTurn]:
+        """Fit the turns into cutoff_len, from the first on; from the last back with mask_history."""
+        budget = self.data_args.cutoff_len - int(self.template.efficient_eos)
+        last = len(turns) - 1
+        cut: list[CutTurn] = []
+        for index in range(last, -1, -1) if self.data_args.mask_history else range(last + 1):
+            if budget <= 0:
+                break
+            source, target, message = turns[index]
+            source_len, target_len = infer_seqlen(len(source), len(target), budget)
+            budget -= source_len + target_len
+            is_whole = source_len == len(source) and target_len == len(target)
+            is_learned = self._is_learned(message, is_last=index == last)
+            cut.append(CutTurn(source[:source_len], target[:target_len], is_learned, is_whole))
+        return cut[::-1] if self.data_args.mask_history else cut
+
+    def _is_learned(self, message: Message | None, is_last: bool) -> bool:
+        loss = message.loss if message else None
+        if loss is None:
+            return is_last or not self.data_args.mask_history
+        if loss not in (0, 1):
+            raise UserError(f"A message has loss {loss!r}; this version knows only true and false (1 and 0).")
+        return bool(loss)
+
+    def _label_source(self, source: list[int], follows_answer: bool) -> list[int]:
+        if self.data_args.train_on_prompt:
+            return source
+        labels = [IGNORE_INDEX] * len(source)
+        if self.template.efficient_eos and follows_answer and source:
+            labels[0] = self._eos
+        return labels
+
+    def _label_ending(self, ending: list[int], follows_answer: bool) -> list[int]:
+        """Label what stands behind the last answer: template text, and the end of the row with efficient_eos."""
+        labels = self._label_source(ending, follows_answer)
+        if self.template.efficient_eos and follows_answer and ending[-1:] == [self._eos]:
+            labels[-1] = self._eos
+        return labels
+
+    @property
+    def _eos(self) -> int:
+        return cast(int, self.tokenizer.eos_token_id)  # get_template_and_fix_tokenizer has seen to it

@@ -1,0 +1,88 @@
+"""Prepared datasets on disk: rows.arrow and report.json in one folder per key, written aside and then renamed.
+
+A file lock stands in for ranks: the first process that comes prepares, the others wait and read. So it works before
+and without a process group, and no collective times out while a large dataset is prepared.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from ..extras.env import read_env
+from .processor import ProcessedRow
+from .report import PreparationReport
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = "rows.arrow"
+REPORT = "report.json"
+HASH = "row_hash"
+HashedRow = tuple[ProcessedRow, int]
+
+
+def prepared(
+    key: str, build: Callable[[], tuple[PreparationReport, Iterable[list[HashedRow]]]], overwrite: bool = False
+) -> tuple["Dataset", PreparationReport, bool]:
+    """Return the rows and the report stored under key, built first when they are not there; and whether they were."""
+    root = read_env().cache_dir / "datasets"
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / key
+    with FileLock(root / f"{key}.lock"):
+        is_hit = (folder / REPORT).is_file() and not (overwrite and read_env().is_main_process)
+        if not is_hit:
+            aside = root / f"{key}.part"
+            shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
+            aside.mkdir()
+            try:
+                report, batches = build()
+                write_rows(aside / ROWS, batches)
+                (aside / REPORT).write_text(json.dumps(report.to_dict()), encoding="utf-8")
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return (*load(folder), is_hit)
+
+
+def load(folder: Path) -> tuple["Dataset", PreparationReport]:
+    """Read a folder; the rows stay on disk and are mapped into memory."""
+    from datasets import Dataset
+
+    report = PreparationReport.from_dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    return Dataset.from_file(str(folder / ROWS)), report
+
+
+def write_rows(path: Path, batches: Iterable[list[HashedRow]]) -> None:
+    """Write rows as an Arrow stream."""
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    schema = pa.schema({"input_ids": ids, "attention_mask": pa.list_(pa.int8()), "labels": ids, HASH: pa.int64()})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            rows = [row for row, _ in batch]
+            columns = [
+                list_array([row.input_ids for row in rows], pa.int32()),
+                list_array([[1] * len(row.input_ids) for row in rows], pa.int8()),
+                list_array([row.labels for row in rows], pa.int32()),
+                pa.array([number for _, number in batch], pa.int64()),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def list_array(lists: Sequence[Sequence[int]], kind: Any) -> Any:
+    """Make an Arrow array of lists without a Python object per number on the way."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.zeros(len(lists) + 1, dtype=np.int32)
+    np.cumsum([len(numbers) for numbers in lists], out=offsets[1:])
+    flat = np.fromiter(chain.from_iterable(lists), dtype=kind.to_pandas_dtype(), count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind))

@@ -1,0 +1,107 @@
+"""What follows from the values that were given. Pure: values in, further values out; nothing is written back."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from .view import UnknowableError, View
+
+
+Derivation = Callable[[View], Iterator[tuple[str, Any]]]
+
+
+def derive(view: View) -> dict[str, Any]:
+    """Return every value that follows from others and differs from what is there."""
+    derived: dict[str, Any] = {}
+    for derivation in DERIVATIONS:
+        try:
+            derived.update((key, value) for key, value in list(derivation(view)) if getattr(view, key) != value)
+        except UnknowableError:
+            continue
+    return derived
+
+
+def _lora_alpha(view: View) -> Iterator[tuple[str, Any]]:
+    if not view.lora_alpha:
+        yield "lora_alpha", 2 * view.lora_rank
+
+
+def _packing(view: View) -> Iterator[tuple[str, Any]]:
+    if view.packing is None:
+        yield "packing", view.neat_packing or view.stage == "pt"
+
+
+def _media_dir(view: View) -> Iterator[tuple[str, Any]]:
+    if view.media_dir is None and isinstance(view.dataset_dir, str):
+        yield "media_dir", view.dataset_dir
+
+
+def _greedy(view: View) -> Iterator[tuple[str, Any]]:
+    if view.temperature == 0:
+        yield "do_sample", False
+
+
+def _generation(view: View) -> Iterator[tuple[str, Any]]:
+    if view.generation_max_length is None:
+        yield "generation_max_length", view.cutoff_len
+    if view.generation_num_beams is None and view.eval_num_beams is not None:
+        yield "generation_num_beams", view.eval_num_beams
+
+
+def _evaluation(view: View) -> Iterator[tuple[str, Any]]:
+    if view.eval_strategy != "no":
+        yield "do_eval", True
+    needs_metric = view.early_stopping_steps is not None or view.load_best_model_at_end or view.save_strategy == "best"
+    if needs_metric and view.metric_for_best_model is None:
+        yield "metric_for_best_model", "loss"
+
+
+def _shuffling(view: View) -> Iterator[tuple[str, Any]]:
+    if view.disable_shuffling:
+        yield "train_sampling_strategy", "sequential"
+
+
+def _checkpointing(view: View) -> Iterator[tuple[str, Any]]:
+    """An explicit false under either of transformers' names turns checkpointing off, as people expect."""
+    if view.activation_checkpointing is False or view.gradient_checkpointing is False:
+        yield "disable_gradient_checkpointing", True
+    for settings in (view.gradient_checkpointing_kwargs, view.activation_checkpointing_kwargs):
+        if isinstance(settings, dict) and "use_reentrant" in settings:
+            yield "use_reentrant_gc", bool(cast("dict[str, Any]", settings)["use_reentrant"])
+
+
+def _unused_parameters(view: View) -> Iterator[tuple[str, Any]]:
+    """Every adapter weight has a gradient in every step, so the search for unused ones only costs time."""
+    if view.ddp_find_unused_parameters is None and view.finetuning_type == "lora":
+        yield "ddp_find_unused_parameters", False
+
+
+def _trackers(view: View) -> Iterator[tuple[str, Any]]:
+    """Our own SwanLab callback replaces the one in transformers."""
+    if view.use_swanlab and "swanlab" in view.report_to:
+        yield "report_to", tuple(name for name in view.report_to if name != "swanlab") or ("none",)
+
+
+def _profiler(view: View) -> Iterator[tuple[str, Any]]:
+    if view.enable_torch_profiler and view.profiler_output_dir is None:
+        yield "profiler_output_dir", f"{view.output_dir}/profiler"
+
+
+def _new_tokens(view: View) -> Iterator[tuple[str, Any]]:
+    if view.new_special_tokens_config is None:
+        yield "init_special_tokens", "noise_init"
+
+
+DERIVATIONS: tuple[Derivation, ...] = (
+    _lora_alpha,
+    _packing,
+    _media_dir,
+    _greedy,
+    _generation,
+    _evaluation,
+    _shuffling,
+    _checkpointing,
+    _unused_parameters,
+    _trackers,
+    _profiler,
+    _new_tokens,
+)

@@ -1,0 +1,138 @@
+"""Rules about the model: adapters, quantization, engines, export, media."""
+
+from collections.abc import Iterator
+
+from .rules_run import deepspeed_stage
+from .view import View, Violation
+
+
+def _adapters(view: View) -> Iterator[Violation]:
+    if not view.adapter_name_or_path:
+        return
+    if view.finetuning_type not in ("lora", "oft"):
+        message = f"adapter_name_or_path needs finetuning_type lora or oft, not {view.finetuning_type}; change one"
+        yield Violation(("adapter_name_or_path", "finetuning_type"), message)
+    if len(view.adapter_name_or_path) > 1:
+        for name, is_set in _one_adapter_only(view):
+            if is_set:
+                message = (
+                    f"{view.pair(name)} takes one adapter, not {len(view.adapter_name_or_path)}; merge them first"
+                )
+                yield Violation((name, "adapter_name_or_path"), message)
+
+
+def _one_adapter_only(view: View) -> Iterator[tuple[str, bool]]:
+    yield "quantization_bit", view.quantization_bit is not None
+    yield "infer_backend", view.infer_backend == "vllm"
+    yield "use_kt", view.use_kt
+
+
+def _quantization(view: View) -> Iterator[Violation]:
+    if view.quantization_bit is None:
+        return
+    if view.finetuning_type not in ("lora", "oft"):
+        yield view.clash("quantization_bit", "finetuning_type", "quantized weights train with lora or oft only")
+    for name in ("pissa_init", "resize_vocab"):
+        if getattr(view, name):
+            yield view.clash("quantization_bit", name)
+    if view.create_new_adapter and view.adapter_name_or_path:
+        yield view.clash("quantization_bit", "create_new_adapter", "quantized weights cannot be merged into")
+    bits = {"bnb": (4, 8), "eetq": (8,), "hqq": (1, 2, 3, 4, 5, 6, 8)}.get(view.quantization_method)
+    if bits is None:
+        hint = "use bnb, hqq or eetq; the others are recognised from the checkpoint"
+        yield view.clash("quantization_bit", "quantization_method", hint)
+    elif view.quantization_bit not in bits:
+        hint = f"{view.quantization_method} has {', '.join(str(bit) for bit in bits)}"
+        yield view.clash("quantization_bit", "quantization_method", hint)
+    if view.use_dora and view.quantization_method != "bnb":
+        yield view.clash("use_dora", "quantization_method", "DoRA on quantized weights needs bnb")
+
+
+def _quantized_training_device(view: View) -> Iterator[Violation]:
+    if view.do_train and view.quantization_device_map == "auto":
+        yield view.clash("do_train", "quantization_device_map", "remove quantization_device_map for training")
+
+
+def _engine_in_training(view: View) -> Iterator[Violation]:
+    if view.infer_backend != "huggingface" and (view.do_train or view.do_eval or view.do_predict):
+        name = next(name for name in ("do_train", "do_eval", "do_predict") if getattr(view, name))
+        yield view.clash(name, "infer_backend", "training and evaluation use infer_backend: huggingface")
+
+
+def _vllm(view: View) -> Iterator[Violation]:
+    if view.infer_backend != "vllm":
+        return
+    if view.stage != "sft":
+        yield view.clash("infer_backend", "stage", "vllm serves stage sft only")
+    for name in ("quantization_bit", "rope_scaling"):
+        if getattr(view, name) is not None:
+            yield view.clash("infer_backend", name)
+
+
+def _unsloth(view: View) -> Iterator[Violation]:
+    if not (view.use_unsloth or view.use_kt):
+        return
+    name = "use_unsloth" if view.use_unsloth else "use_kt"
+    if view.use_unsloth and view.use_kt:
+        yield view.clash("use_unsloth", "use_kt")
+    if deepspeed_stage(view) == 3:
+        yield Violation((name, "deepspeed"), f"{name}: true cannot go with ZeRO stage 3; use stage 2 or below")
+    if view.stage == "ppo" and view.reward_model_type == "lora":
+        yield view.clash(name, "reward_model_type", "take reward_model_type full or api")
+
+
+def _ktransformers(view: View) -> Iterator[Violation]:
+    if not view.use_kt:
+        if view.kt_cpu_activation is not None:
+            message = f"{view.pair('kt_cpu_activation')} needs use_kt: true; add it"
+            yield Violation(("kt_cpu_activation", "use_kt"), message)
+        return
+    if view.finetuning_type not in ("lora", "full"):
+        yield view.clash("use_kt", "finetuning_type", "KTransformers trains with lora or full")
+    if view.infer_backend != "huggingface":
+        yield view.clash("use_kt", "infer_backend")
+    if view.use_unsloth_gc:
+        yield view.clash("use_kt", "use_unsloth_gc")
+    if view.kt_cpu_activation == "recompute" and view.disable_gradient_checkpointing:
+        yield view.clash("kt_cpu_activation", "disable_gradient_checkpointing")
+
+
+def _exporting(view: View) -> Iterator[Violation]:
+    if view.command == "export" and not view.export_dir:
+        yield Violation(("export_dir",), "export_dir is missing; name the folder that receives the model")
+    if view.export_quantization_bit is None:
+        return
+    if not view.export_quantization_dataset:
+        message = f"{view.pair('export_quantization_bit')} needs export_quantization_dataset; name texts to measure on"
+        yield Violation(("export_quantization_bit", "export_quantization_dataset"), message)
+    if view.adapter_name_or_path:
+        yield view.clash("export_quantization_bit", "adapter_name_or_path", "merge the adapter in a first export")
+
+
+def _media(view: View) -> Iterator[Violation]:
+    for kind in ("image", "video"):
+        low, high = f"{kind}_min_pixels", f"{kind}_max_pixels"
+        if getattr(view, low) > getattr(view, high):
+            yield view.clash(low, high, "the minimum must not be above the maximum")
+
+
+def _new_tokens(view: View) -> Iterator[Violation]:
+    for name in ("add_tokens", "add_special_tokens", "new_special_tokens_config"):
+        if getattr(view, name) and view.quantization_bit is not None:
+            yield view.clash(name, "quantization_bit", "the vocabulary of quantized weights cannot grow")
+    if view.new_special_tokens_config and view.add_special_tokens:
+        yield view.clash("new_special_tokens_config", "add_special_tokens", "give one of them")
+
+
+RULES = (
+    _adapters,
+    _quantization,
+    _quantized_training_device,
+    _engine_in_training,
+    _vllm,
+    _unsloth,
+    _ktransformers,
+    _exporting,
+    _media,
+    _new_tokens,
+)

@@ -1,0 +1,172 @@
+"""Loads the tokenizer, the config and the model; a model is loaded by a visible list of passes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from ..extras.device import current_device, device_facts
+from ..extras.env import read_env
+from ..extras.errors import UserError
+from ..extras.logging import get_logger
+from .adapter import apply_method
+from .dtype import DtypeChoice, DtypeFlags, choose_dtype, inference_flags, stored_dtype
+from .load_errors import reading_model
+from .model_utils.attention import attention_implementation
+from .model_utils.checkpointing import prepare_checkpointing
+from .model_utils.parameters import report_parameters, settle_dtypes
+from .patcher import settle_cache_use, settle_generation_config
+from .request import LoadRequest
+from .sources import resolve_model
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    from ..hparams import FinetuningArguments, ModelArguments
+
+
+logger = get_logger(__name__)
+
+Pass = Callable[[PreTrainedModel, LoadRequest], PreTrainedModel]
+
+PASSES: tuple[Pass, ...] = (
+    settle_generation_config,
+    settle_cache_use,
+    apply_method,
+    settle_dtypes,
+    prepare_checkpointing,
+    report_parameters,
+)
+"""What happens to a model after its weights are there, in order."""
+
+
+class TokenizerModule(TypedDict):
+    """What turns text (and later images and sound) into a model's input."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    processor: "ProcessorMixin | None"
+
+
+def load_tokenizer(model_args: "ModelArguments") -> TokenizerModule:
+    """Load the tokenizer of the model, as it was saved."""
+    source = resolve_model(model_args.model_name_or_path, model_args)
+    with reading_model(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(source),
+            use_fast=model_args.use_fast_tokenizer,
+            padding_side="right",
+            **({"split_special_tokens": True} if model_args.split_special_tokens else {}),
+            **_source_options(source, model_args),
+        )
+    for key in ("local_files_only", "is_local"):  # about this call, not about the tokenizer: they must not be saved
+        tokenizer.init_kwargs.pop(key, None)
+    return {"tokenizer": tokenizer, "processor": None}
+
+
+def load_config(model_args: "ModelArguments") -> PreTrainedConfig:
+    """Load the config of the model."""
+    source = resolve_model(model_args.model_name_or_path, model_args)
+    with reading_model(source):
+        return AutoConfig.from_pretrained(str(source), **_source_options(source, model_args))
+
+
+def load_model(
+    tokenizer: "PreTrainedTokenizerBase",
+    model_args: "ModelArguments",
+    finetuning_args: "FinetuningArguments",
+    is_trainable: bool = False,
+    *,
+    dtype: DtypeChoice | None = None,
+) -> PreTrainedModel:
+    """Load the model, with its adapters, ready to train or (with adapters merged) to answer.
+
+    Without `dtype` the number formats are chosen from `infer_dtype`, or for training by the device alone.
+    """
+    config = load_config(model_args)
+    flags = DtypeFlags(is_trainable=True) if is_trainable else inference_flags(model_args)
+    dtypes = dtype or choose_dtype(flags, device_facts(), stored_dtype(config))
+    logger.info("Number format: %s.", dtypes)
+    request = LoadRequest(
+        model_args=model_args, finetuning_args=finetuning_args, is_trainable=is_trainable, dtypes=dtypes
+    )
+    model = load_weights(config, model_args, load_dtype(config, request), placed=not is_trainable)
+    check_vocabulary(tokenizer, model)
+    for apply in PASSES:
+        model = apply(model, request)
+    return model.train() if is_trainable else model.eval()
+
+
+def load_weights(
+    config: PreTrainedConfig, model_args: "ModelArguments", dtype: torch.dtype, *, placed: bool
+) -> PreTrainedModel:
+    """Read the weights (or draw them, with train_from_scratch); `placed` puts them on the device at once."""
+    attention = attention_implementation(model_args.flash_attn)
+    source = resolve_model(model_args.model_name_or_path, model_args)
+    with reading_model(source):
+        if model_args.train_from_scratch:
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=model_args.trust_remote_code
+            )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            device_map=_device_map() if placed else None,
+            offload_folder=model_args.offload_folder if placed else None,
+            output_loading_info=True,
+            **_source_options(source, model_args),
+        )
+    model, report = loaded  # a pair, because of output_loading_info
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"The weights of {source} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}."
+        )
+    return model
+
+
+def load_dtype(config: PreTrainedConfig, request: LoadRequest) -> torch.dtype:
+    """The format to read the weights in: wide enough that nothing is rounded twice.
+
+    A base that adapters are merged into keeps its stored format until then.
+    """
+    if request.model_args.adapter_name_or_path:
+        return torch.promote_types(stored_dtype(config), request.dtypes.frozen)
+    if request.is_trainable and request.finetuning_args.finetuning_type in ("full", "freeze"):
+        return request.dtypes.trainable
+    return request.dtypes.frozen
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", model: PreTrainedModel) -> None:
+    """Refuse a tokenizer whose ids reach past the embedding: the first such token would crash the run."""
+    num_rows = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if len(tokenizer) > num_rows:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {num_rows} rows for them: the two do not "
+            "belong together, or the template added tokens and another template fits this model better."
+        )
+
+
+def _source_options(source: Path | str, model_args: "ModelArguments") -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": model_args.trust_remote_code}
+    if isinstance(source, Path):
+        return options | {"local_files_only": True}
+    return options | {
+        "revision": model_args.model_revision,
+        "token": model_args.hf_hub_token,
+        "cache_dir": model_args.cache_dir,
+    }
+
+
+def _device_map() -> str | dict[str, torch.device] | None:
+    """At inference the weights go where they will run: over all devices, or to this process's own."""
+    facts, env = device_facts(), read_env()
+    if facts.kind == "cpu":
+        return None
+    if facts.count > 1 and not env.is_distributed:
+        return "auto"
+    return {"": current_device(env.local_rank or 0)}

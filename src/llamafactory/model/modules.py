@@ -1,0 +1,103 @@
+"""Finding modules by the names that users write: `q_proj`, `self_attn.q_proj`, a regular expression, `all`."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..extras.errors import UserError
+from ..extras.registry import did_you_mean
+
+
+LINEAR_TYPES = (nn.Linear, Conv1D)
+ADAPTABLE_TYPES = (*LINEAR_TYPES, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+VISION_PARTS = frozenset({"vision_tower", "vision_model", "visual", "audio_tower", "multi_modal_projector"})
+REGEX_SIGNS = frozenset("*+?[](){}|^$\\")
+
+
+def find_all_linear_modules(model: PreTrainedModel, freeze_vision_tower: bool) -> list[str]:
+    """Return the leaf names of all linear layers except the output layer: what `lora_target: all` means."""
+    head = output_layer_name(model)
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        is_frozen = freeze_vision_tower and not VISION_PARTS.isdisjoint(name.split("."))
+        if isinstance(module, LINEAR_TYPES) and name != head and not is_frozen:
+            names.add(name.rpartition(".")[2])
+    if not names:
+        raise UserError("lora_target all found no linear layer in this model; name the layers to adapt.")
+    return sorted(names)
+
+
+def output_layer_name(model: PreTrainedModel) -> str | None:
+    """Return the full name of the layer that makes the logits."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if head is not None and module is head), None)
+
+
+def match_targets(model: PreTrainedModel, targets: Iterable[str], key: str) -> list[str] | str:
+    """Check that every target hits a layer that can carry an adapter, and return them as PEFT wants them.
+
+    One regular expression stays one (a string); several targets become a list of names or name endings.
+    """
+    adaptable = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE_TYPES)]
+    wanted = list(targets)
+    if len(wanted) == 1 and is_regex(wanted[0]):
+        _expand_regex(wanted[0], adaptable, key)
+        return wanted[0]
+
+    names: list[str] = []
+    for target in wanted:
+        if is_regex(target):
+            names += _expand_regex(target, adaptable, key)
+        elif any(_ends_with(name, target) for name in adaptable):
+            names.append(target)
+        else:
+            raise UserError(_no_match(key, target, adaptable))
+    return list(dict.fromkeys(names))
+
+
+def match_modules(model: PreTrainedModel, targets: Iterable[str], key: str) -> list[str]:
+    """Check that every target is the name, or the end of the name, of some module with weights."""
+    known = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    for target in targets:
+        if not any(_ends_with(name, target) for name in known):
+            raise UserError(_no_match(key, target, known))
+    return list(targets)
+
+
+def is_regex(target: str) -> bool:
+    """Tell a regular expression from a plain name, which may hold dots."""
+    return not REGEX_SIGNS.isdisjoint(target)
+
+
+def leaf_names(names: Iterable[str]) -> list[str]:
+    """Return the last parts of dotted names, sorted, without the numbers of layers."""
+    return sorted({leaf for leaf in (name.rpartition(".")[2] for name in names) if not leaf.isdigit()})
+
+
+def is_parameter_of(name: str, parts: Iterable[str]) -> bool:
+    """Tell whether a parameter lies in one of the modules: `self_attn.q_proj` is in `...self_attn.q_proj.weight`."""
+    return any(f".{part}." in f".{name}." for part in parts)
+
+
+def _expand_regex(target: str, names: list[str], key: str) -> list[str]:
+    try:
+        pattern = re.compile(target)
+    except re.error as error:
+        raise UserError(f"{key} {target!r} is not a valid regular expression: {error}.") from error
+    hits = [name for name in names if pattern.fullmatch(name)]
+    if not hits:
+        raise UserError(_no_match(key, target, names))
+    return hits
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _no_match(key: str, target: str, names: list[str]) -> str:
+    leaves = leaf_names(names)
+    known = ", ".join(leaves)
+    return f"{key} {target!r} matches no layer of this model.{did_you_mean(target, leaves)} There are: {known}."

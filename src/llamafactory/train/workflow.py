@@ -1,0 +1,186 @@
+"""The one workflow of every stage: load, train, evaluate, predict, and leave a folder that explains itself."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from ..data.loader import get_dataset
+from ..data.template import get_template_and_fix_tokenizer
+from ..extras.constants import PREDICTIONS, RESOLVED_CONFIG
+from ..extras.device import device_facts
+from ..extras.env import read_env, set_defaults
+from ..extras.logging import get_logger
+from ..extras.plotting import plot_loss
+from ..model.dtype import choose_dtype, training_flags
+from ..model.loader import load_model, load_tokenizer
+from .callbacks.early_stopping import early_stopping_callbacks
+from .callbacks.interrupt import Interrupt, InterruptCallback, TrainingInterruptedError
+from .callbacks.log import LogCallback
+from .checkpoints import write_durably
+from .hf_args import to_hf_arguments
+from .modelcard import create_modelcard_and_push
+from .run_plan import RunPlan, plan_run
+from .stage import RunArguments, Stage, StageContext
+from .trainer import CustomSeq2SeqTrainer
+
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with everything loaded."""
+
+    stage: Stage
+    arguments: RunArguments
+    trainer: CustomSeq2SeqTrainer
+    eval_dataset: Any
+    """A dataset, or several by name."""
+    interrupt: Interrupt
+
+
+def run_stage(
+    stage: Stage,
+    arguments: RunArguments,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    records: Mapping[str, str] | None = None,
+) -> None:
+    """Run a stage; `records` are files (name: text) that tell how to repeat the run, saved beside its result."""
+    plan = plan_run(arguments.training)
+    if stage.check is not None:
+        stage.check(arguments)
+    if plan.notice:
+        logger.info(plan.notice)
+
+    run = prepare(stage, arguments, callbacks or ())
+    if run.trainer.is_world_process_zero():
+        write_records(run.trainer.output_dir, records or {})
+    metrics: dict[str, float] = {}
+    if arguments.training.do_train:
+        metrics |= train(run, plan)
+    if arguments.training.do_eval:
+        metrics |= evaluate(run)
+    if arguments.training.do_predict:
+        metrics |= predict(run)
+    if arguments.training.do_train:
+        create_modelcard_and_push(run.trainer, arguments, metrics)
+        logger.info(f"Done: {run.trainer.output_dir} holds the result; its README.md says how to load it.")
+
+
+def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCallback]) -> Run:
+    """Load everything and put the trainer together; training arguments come first, because they start the ranks."""
+    hf_arguments = to_hf_arguments(arguments)
+    if arguments.training.logging_dir is not None:
+        set_defaults({"TENSORBOARD_LOGGING_DIR": arguments.training.logging_dir})
+    set_seed(arguments.training.seed)
+    loaded = load_tokenizer(arguments.model)
+    tokenizer, processor = loaded["tokenizer"], loaded["processor"]
+    template = get_template_and_fix_tokenizer(tokenizer, arguments.data)
+    datasets = get_dataset(template, arguments.model, arguments.data, arguments.training, stage.dataset, **loaded)
+    dtypes = choose_dtype(training_flags(arguments.training, arguments.finetuning), device_facts())
+    model = load_model(
+        tokenizer, arguments.model, arguments.finetuning, is_trainable=arguments.training.do_train, dtype=dtypes
+    )
+    context = StageContext(
+        arguments=arguments, tokenizer=tokenizer, processor=processor, template=template, model=model
+    )
+    interrupt = Interrupt()
+    trainer = CustomSeq2SeqTrainer(
+        model,
+        hf_arguments,
+        stage.build(context),
+        callbacks=[*run_callbacks(arguments, interrupt), *callbacks],
+        interrupt=interrupt,
+        train_dataset=datasets["train_dataset"],
+        eval_dataset=datasets["eval_dataset"] if hf_arguments.do_eval else None,
+        processing_class=processor or tokenizer,
+    )
+    trainer.add_callback(LogCallback(trainer.meter, record_vram=read_env().record_vram))
+    return Run(stage, arguments, trainer, datasets["eval_dataset"], interrupt)
+
+
+def run_callbacks(arguments: RunArguments, interrupt: Interrupt) -> list[TrainerCallback]:
+    """Return the callbacks that the arguments ask for."""
+    patience = arguments.finetuning.early_stopping_steps
+    early_stopping = early_stopping_callbacks(patience) if patience is not None else []
+    return [*early_stopping, InterruptCallback(interrupt)]
+
+
+def train(run: Run, plan: RunPlan) -> dict[str, float]:
+    """Train, save the result and what was measured; a signal ends the process after a checkpoint was saved."""
+    trainer = run.trainer
+    try:
+        with run.interrupt:
+            result = trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+    except TrainingInterruptedError as stop:
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        if trainer.is_world_process_zero():
+            logger.warning(_farewell(run, stop))
+        raise SystemExit(stop.exit_code) from None
+
+    metrics = result.metrics
+    if run.arguments.finetuning.include_effective_tokens_per_second:
+        metrics["effective_tokens_per_sec"] = round(trainer.meter.session_tokens / metrics["train_runtime"], 2)
+    trainer.save_model()
+    _save_metrics(trainer, "train", metrics)
+    trainer.save_state()
+    if run.arguments.finetuning.plot_loss and trainer.is_world_process_zero():
+        for path in plot_loss(trainer.output_dir, _plotted(run)):
+            logger.info(f"Drew {path}.")
+    return metrics
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Measure the model on each evaluation dataset."""
+    metrics = run.trainer.evaluate(run.eval_dataset, metric_key_prefix="eval")
+    _save_metrics(run.trainer, "eval", metrics)
+    return metrics
+
+
+def predict(run: Run) -> dict[str, float]:
+    """Predict every evaluation row and write the predictions in row order."""
+    datasets = run.eval_dataset if isinstance(run.eval_dataset, dict) else {"": run.eval_dataset}
+    metrics: dict[str, float] = {}
+    records: list[dict[str, Any]] = []
+    for name, dataset in datasets.items():
+        output: Any = run.trainer.predict(dataset, metric_key_prefix=f"predict_{name}" if name else "predict")
+        metrics |= output.metrics
+        records += output.predictions or []
+    if records and run.trainer.is_world_process_zero():
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        write_durably(run.trainer.output_dir / PREDICTIONS, "\n".join(lines) + "\n")
+    _save_metrics(run.trainer, "predict", metrics)
+    return metrics
+
+
+def write_records(output_dir: Path, records: Mapping[str, str]) -> None:
+    """Write the files that tell how to repeat a run."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name, text in records.items():
+        write_durably(output_dir / name, text)
+
+
+def _save_metrics(trainer: CustomSeq2SeqTrainer, split: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+
+
+def _plotted(run: Run) -> list[str]:
+    """Each evaluation dataset of its own has its own curve."""
+    names = list(run.eval_dataset) if isinstance(run.eval_dataset, dict) else []
+    return [*run.stage.plots, *(f"eval_{name}_loss" for name in names)]
+
+
+def _farewell(run: Run, stop: TrainingInterruptedError) -> str:
+    state, output_dir = run.trainer.state, run.trainer.output_dir
+    checkpoint = output_dir / f"checkpoint-{state.global_step}"
+    config = shlex.quote(str(output_dir / RESOLVED_CONFIG))
+    return (
+        f"Stopped by {stop} after step {state.global_step} of {state.max_steps}; {checkpoint} holds everything. Go on "
+        f"with: llamafactory-cli train {config} resume_from_checkpoint={shlex.quote(str(checkpoint))}"
+    )

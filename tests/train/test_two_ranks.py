@@ -1,0 +1,54 @@
+"""Row N2: two processes with very uneven numbers of tokens train exactly like one."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tiny_trainer import make_rows
+from torch.testing import assert_close
+
+from llamafactory.extras.env import child_environment
+from llamafactory.train.checkpoints import list_checkpoints
+
+
+SCRIPT = Path(__file__).parent / "two_ranks.py"
+
+
+def launch(num_ranks: int, *arguments: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    for rank in range(num_ranks):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        environment = child_environment(**({**ranks, **meeting} if num_ranks > 1 else {"OMP_NUM_THREADS": "1"}))
+        processes.append(subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=environment))
+    assert [process.wait(timeout=300) for process in processes] == [0] * num_ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_n2_two_ranks_equal_one(tiny_llama_dir: Path, tmp_path: Path, method: str):
+    outcomes: list[dict[str, Any]] = []
+    weights = []
+    for num_ranks, batch in ((1, 4), (2, 2)):
+        out = tmp_path / f"ranks{num_ranks}"
+        launch(num_ranks, str(tiny_llama_dir), str(out), str(batch), method)
+        outcomes.append(json.loads((out / "outcome.json").read_text()))
+        weights.append(load_file(out / "weights.safetensors")["weights"])
+        assert [folder.name for folder in list_checkpoints(out)] == ["checkpoint-2", "checkpoint-3"]
+        states = sorted(file.name for file in (out / "checkpoint-3").glob("rng_state*"))
+        assert states == (["rng_state.pth"] if num_ranks == 1 else ["rng_state_0.pth", "rng_state_1.pth"])
+
+    one, two = outcomes
+    assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
+    for name in ("loss", "eval_loss", "train_loss"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5)
+    assert one["tokens"] == two["tokens"] == sum(len(row["input_ids"]) for row in make_rows(24))
+    assert one["predictions"] == two["predictions"] == [{"first": row["input_ids"][0]} for row in make_rows(7, seed=3)]
