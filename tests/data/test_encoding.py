@@ -10,7 +10,7 @@ from llamafactory.data.formatter import Piece
 
 
 SAMPLE = ["hello world user assistant how are you I am fine [INST] Human: Assistant: \n"] * 20
-ALPHABET = list("abcdefghijklmnopqrstuvwxyzHIAUNST[]<>|_/:!. \n") + ["\u2581"]
+ALPHABET = list("abcdefghijklmnopqrstuvwxyzHIAUNST[]<>|_/:!. \n\u2581")
 
 
 def sentencepiece_like(prefix: str) -> Any:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamafactory.data import get_template_and_fix_tokenizer
-from llamafactory.data.conversation import RowDropped, as_conversation
+from llamafactory.data.conversation import as_conversation
 from llamafactory.data.encoding import join
 from llamafactory.data.jinja_template import JinjaTemplate
 from llamafactory.extras.errors import UserError
@@ -31,7 +31,8 @@ THINKING = (
 )
 # As Phi 3: an end-of-text token closes a text that is no prompt.
 CLOSING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{{ m['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
 )
 # As Mistral: no header in front of an answer but a space.
@@ -160,7 +161,7 @@ def test_what_the_template_refuses_drops_the_row(fresh_tokenizer: Callable[..., 
     tokenizer = fresh_tokenizer()
     template = fit(tokenizer, "spaced")
 
-    with pytest.raises(RowDropped, match="no system prompts here"):
+    with pytest.raises(UserError, match=r"cannot be put into the template 'auto': .*no system prompts here"):
         template.encode_prompt(tokenizer, TURNS[:1], system="Be kind.")
 
 
@@ -169,9 +170,9 @@ def test_tools_are_refused_by_a_template_without_a_place_for_them(fresh_tokenize
     template = fit(tokenizer, "chatml")
     call = {"role": "function", "content": '{"name": "f", "arguments": {}}'}
 
-    with pytest.raises(RowDropped, match="no place for tools"):
+    with pytest.raises(UserError, match="no place for tools"):
         template.encode_prompt(tokenizer, TURNS[:1], tools='[{"name": "f"}]')
-    with pytest.raises(RowDropped, match="no place for tool calls"):
+    with pytest.raises(UserError, match="no place for tool calls"):
         template.encode_multiturn(tokenizer, [TURNS[0], call])
 
 
@@ -215,6 +216,18 @@ def test_a_template_from_a_stranger_runs_in_a_sandbox(fresh_tokenizer: Callable[
 
     with pytest.raises(UserError, match="unsafe"):
         get_template_and_fix_tokenizer(tokenizer, DataArguments(template="auto"))
+
+
+def test_a_default_system_is_saved_with_the_template(fresh_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = fresh_tokenizer()
+    template = fit(tokenizer, "chatml", default_system="It's\nshort.")
+
+    prompt = template.encode_prompt(tokenizer, TURNS[:1])
+    own = template.encode_prompt(tokenizer, TURNS[:1], system="Long.")
+
+    assert tokenizer.decode(prompt).startswith("<|im_start|>system\nIt's\nshort.<|im_end|>\n<|im_start|>user")
+    assert prompt == tokenizer.apply_chat_template(TURNS[:1], add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(own).startswith("<|im_start|>system\nLong.<|im_end|>\n<|im_start|>user")
 
 
 def test_a_tool_syntax_needs_a_named_template(fresh_tokenizer: Callable[..., Any]) -> None:

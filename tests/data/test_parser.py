@@ -80,6 +80,7 @@ def test_the_environment_chooses_among_hubs(tmp_path: Path, monkeypatch: pytest.
         ({"mine": {"file_name": "a.json", "formatting": "alpca"}}, "formatting 'alpca'; use one of alpaca"),
         ({"mine": {"file_name": "a.json", "columns": {"promt": "x"}}}, "unknown key 'promt'. Did you mean 'prompt'"),
         ({"mine": {"file_name": "a.json", "tags": ["x"]}}, "must be an object"),
+        ({"mine": {"file_name": "a.json", "values": {"name": 3}}}, "'values', must be an object of texts"),
         ('{"mine": {\n"file_name" "a.json"}}', "dataset_info.json, line 2: Expecting ':' delimiter"),
         ("[]", "must hold an object whose keys are dataset names"),
     ],

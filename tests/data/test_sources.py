@@ -59,7 +59,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 
     assert read(tmp_path) == [{"n": 1}, {"n": 2}, {"n": 3}]
     write(tmp_path / "x.csv", "a\n")
-    with pytest.raises(UserError, match="files of one type of .*, not csv, jsonl"):
+    with pytest.raises(UserError, match=r"files of one type of .*, not csv, jsonl"):
         read(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_a_bad_file_is_one_sentence_with_its_line(tmp_path: Path, name: str, tex
 def test_a_file_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes('[{"a": "\u00e9"}]'.encode("latin-1"))
 
-    with pytest.raises(UserError, match="a.json is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"a\.json is not UTF-8 text"):
         read(tmp_path / "a.json")
 
 
@@ -112,6 +112,18 @@ def test_a_missing_file_and_an_unknown_type_are_one_sentence(tmp_path: Path) -> 
 def test_an_origin_that_cannot_be_read_is_one_sentence() -> None:
     with pytest.raises(UserError, match="comes from ModelScope, which this version does not read"):
         open_source(DatasetAttr("ms_hub", "a/b"))
+
+
+def test_a_hub_dataset_is_read_through_the_datasets_library(tmp_path: Path) -> None:
+    (tmp_path / "repo").mkdir()
+    write(tmp_path / "repo" / "train.jsonl", "\n".join(json.dumps(row) for row in ROWS))
+    attr = DatasetAttr("hf_hub", str(tmp_path / "repo"), name="mine")  # a folder stands in for a repository
+
+    source = open_source(attr, cache_dir=str(tmp_path / "cache"))
+
+    assert [(row.values, row.where) for row in source.read()] == [(ROWS[0], "mine, row 1"), (ROWS[1], "mine, row 2")]
+    with pytest.raises(UserError, match="The dataset mine could not be loaded from the hub: Unknown split"):
+        open_source(DatasetAttr("hf_hub", str(tmp_path / "repo"), name="mine", split="test"), str(tmp_path / "cache"))
 
 
 @given(

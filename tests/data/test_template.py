@@ -199,7 +199,7 @@ def test_a_template_never_changes() -> None:
 
 
 def test_an_unknown_template_names_the_nearest(fresh_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="Unknown template 'chatlm'. Did you mean 'chatml'"):
+    with pytest.raises(UserError, match=r"Unknown template 'chatlm'. Did you mean 'chatml'"):
         get_template_and_fix_tokenizer(fresh_tokenizer(), DataArguments(template="chatlm"))
 
 

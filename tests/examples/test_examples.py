@@ -41,7 +41,8 @@ def test_each_example_says_what_it_shows_and_how_to_run_it(name: str) -> None:
 def test_the_shell_example_parses() -> None:
     from llamafactory.hparams import get_train_args
 
-    words = shlex.split((EXAMPLES / "train_lora" / "qwen3_lora_sft.sh").read_text(encoding="utf-8"), comments=True)
+    script = (EXAMPLES / "train_lora" / "qwen3_lora_sft.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    words = shlex.split(script, comments=True)
     flags = words[words.index("train") + 1 :]
 
     assert get_train_args(flags)[2].learning_rate == 1e-4

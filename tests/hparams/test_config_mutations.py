@@ -192,3 +192,9 @@ def test_a_json_value_that_is_broken_says_where() -> None:
     assert "fsdp_config is not valid JSON" in message
     assert "column" in message
     assert json.dumps("a") in message
+
+
+def test_a_value_that_is_nested_too_deeply_is_told() -> None:
+    for deep in ("[" * 100_000, '{"a":' * 100_000):
+        message = problems_of({**BASE, "fsdp_config": deep, "lora_target": deep, "lora_rank": 0})
+        assert "lora_rank is 0" in message

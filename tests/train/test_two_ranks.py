@@ -38,17 +38,19 @@ def test_n2_two_ranks_equal_one(tiny_llama_dir: Path, tmp_path: Path, method: st
     outcomes: list[dict[str, Any]] = []
     weights = []
     for num_ranks, batch in ((1, 4), (2, 2)):
-        out = tmp_path / f"ranks{num_ranks}"
-        launch(num_ranks, str(tiny_llama_dir), str(out), str(batch), method)
+        out = tmp_path / f"{method}{num_ranks}"
+        launch(num_ranks, str(tiny_llama_dir), str(out), str(batch))
         outcomes.append(json.loads((out / "outcome.json").read_text()))
         weights.append(load_file(out / "weights.safetensors")["weights"])
-        assert [folder.name for folder in list_checkpoints(out)] == ["checkpoint-2", "checkpoint-3"]
-        states = sorted(file.name for file in (out / "checkpoint-3").glob("rng_state*"))
+        assert [folder.name for folder in list_checkpoints(out)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+        states = sorted(file.name for file in (out / "checkpoint-6").glob("rng_state*"))
         assert states == (["rng_state.pth"] if num_ranks == 1 else ["rng_state_0.pth", "rng_state_1.pth"])
 
     one, two = outcomes
     assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
-    for name in ("loss", "eval_loss", "train_loss"):
+    assert one["resumed equally"]
+    assert two["resumed equally"]
+    for name in ("loss", "eval_loss", "train_loss", "loss of one row"):
         assert two[name] == pytest.approx(one[name], abs=1e-5)
-    assert one["tokens"] == two["tokens"] == sum(len(row["input_ids"]) for row in make_rows(24))
+    assert one["tokens"] == two["tokens"] == 2 * sum(len(row["input_ids"]) for row in make_rows(24))
     assert one["predictions"] == two["predictions"] == [{"first": row["input_ids"][0]} for row in make_rows(7, seed=3)]

@@ -1,13 +1,17 @@
-"""One rank of a run on two processes (or the only one): `two_ranks.py MODEL OUTPUT_DIR BATCH METHOD`."""
+"""One rank of a run on two processes (or the only one): `two_ranks.py MODEL OUTPUT_DIR BATCH`.
+
+The name of OUTPUT_DIR says whether all weights (full...) or an adapter (lora...) are trained.
+"""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tiny_trainer import TrainerMaker, losses, make_rows, pad_right, parts_for, trained_weights, with_lora
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainerCallback
 
 from llamafactory.train.objective import Batch, Models
 from llamafactory.train.ranks import leave_ranks
@@ -26,19 +30,32 @@ class FirstTokens:
         return {"count": len(records)}
 
 
-def main(model_dir: str, output_dir: str, batch: str, method: str) -> None:
-    torch.set_num_threads(1)
-    model = LlamaForCausalLM.from_pretrained(model_dir)
-    if method == "lora":
-        model = with_lora(model)
-    trainer = TrainerMaker(Path(output_dir))(
+class StopAfter(TrainerCallback):
+    """Ends training after a step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_training_stop = True
+
+
+def train(model_dir: str, output_dir: Path, batch: str, stop: int | None = None, resume: str | None = None) -> Any:
+    method = output_dir.parent.name if output_dir.name == "half" else output_dir.name
+    model: Any = LlamaForCausalLM.from_pretrained(model_dir)
+    if method.startswith("lora"):
+        model = with_lora(model, dropout=0.0)
+    trainer = TrainerMaker(output_dir)(
         model,
         make_rows(24),
         eval_rows=make_rows(7, seed=3),
         parts=parts_for(model, predictor=FirstTokens()),
+        callbacks=[StopAfter(stop)],
         per_device_train_batch_size=int(batch),
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=2,
+        num_train_epochs=2,
         optim="sgd",
         learning_rate=0.1,
         eval_strategy="steps",
@@ -47,18 +64,29 @@ def main(model_dir: str, output_dir: str, batch: str, method: str) -> None:
         save_steps=2,
         ddp_find_unused_parameters=False,
     )
-    trainer.train()
-    predictions = trainer.predict(make_rows(7, seed=3)).predictions
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def main(model_dir: str, output_dir: str, batch: str) -> None:
+    """Train whole, and again with a stop in the second epoch; write down what came out."""
+    torch.set_num_threads(1)
+    out = Path(output_dir)
+    train(model_dir, out / "half", batch, stop=4)
+    resumed = train(model_dir, out / "half", batch, resume=str(out / "half" / "checkpoint-4"))
+    trainer = train(model_dir, out, batch)
+    outcome = {
+        "loss": losses(trainer),
+        "eval_loss": losses(trainer, "eval_loss"),
+        "train_loss": losses(trainer, "train_loss"),
+        "tokens": trainer.meter.num_tokens,
+        "loss of one row": trainer.evaluate(make_rows(1))["eval_loss"],
+        "predictions": trainer.predict(make_rows(7, seed=3)).predictions,
+        "resumed equally": torch.equal(trained_weights(trainer.model), trained_weights(resumed.model)),
+    }
     if trainer.is_world_process_zero():
-        outcome = {
-            "loss": losses(trainer),
-            "eval_loss": losses(trainer, "eval_loss"),
-            "train_loss": losses(trainer, "train_loss"),
-            "tokens": trainer.meter.num_tokens,
-            "predictions": predictions,
-        }
-        Path(output_dir, "outcome.json").write_text(json.dumps(outcome))
-        save_file({"weights": trained_weights(model)}, Path(output_dir, "weights.safetensors"))
+        (out / "outcome.json").write_text(json.dumps(outcome))
+        save_file({"weights": trained_weights(trainer.model)}, out / "weights.safetensors")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,9 @@ def read_entry(name: str, entry: object, folder: str, env: Env | None = None) ->
         mapping = entry.get(key) or {}
         check_keys(f"{where}, {key!r},", mapping, known)
         names.update(mapping)
+    values = entry.get("values") or {}
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise UserError(f"{where}, 'values', must be an object of texts, not {values!r}.")
     plain = {
         key: entry[key] for key in ("ranking", "subset", "split", "folder", "num_samples", "values") if key in entry
     }

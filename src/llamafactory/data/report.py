@@ -50,10 +50,11 @@ class PreparationReport:
     def describe(self) -> str:
         """Say it in one line."""
         share = self.num_supervised / max(self.num_tokens, 1)
+        median, high, longest = (self.percentile(level) for level in (0.5, 0.95, 1))
         return (
             f"{self.name}: {self.num_read} rows read, {self.num_kept} kept, {self.num_truncated} of them cut "
             f"at {self.cutoff_len} tokens, {self.dropped.total()} dropped; {self.num_tokens} tokens, {share:.1%} "
-            f"learned; length {self.percentile(0.5)} (median), {self.percentile(0.95)} (95%), {self.percentile(1)} (most)"
+            f"learned; length {median} (median), {high} (95%), {longest} (most)"
         )
 
     def describe_dropped(self) -> str:

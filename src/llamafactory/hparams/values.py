@@ -32,6 +32,8 @@ def coerce(param: Param, raw: Any) -> Any | ValueProblem:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         return ValueProblem(f"is not valid JSON: {error.msg} at {where} of {show(param, raw)}")
+    except RecursionError:
+        return ValueProblem("is nested too deeply")
     if prepared is None and not param.is_required:
         return None if param.is_optional else param.default
     if isinstance(prepared, bool) and not (param.has(bool) or prepared in _choices_of(param, bool)):

@@ -80,8 +80,8 @@ def read_word(text: str) -> Scalar:
 def load_flow(text: str) -> Any:
     """Read `[a, b]` or `{a: 1}`; anything else is returned as the text it is."""
     try:
-        return yaml.load(text, Loader=ConfigLoader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError:
+        return _loader_class(text).get_single_data()
+    except (yaml.YAMLError, RecursionError):
         return text
 
 

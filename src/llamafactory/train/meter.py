@@ -84,7 +84,7 @@ class LossMeter(TrainerCallback, ExportableState):
 
     def means(self) -> dict[str, float]:
         """Close the logging window and return its means; call `settle` first."""
-        means = {name: _ratio(*pair) for name, pair in self._pending.items() if name != TOKENS}
+        means = {name: ratio(*pair) for name, pair in self._pending.items() if name != TOKENS}
         _merge(self._run, self._pending)
         self._pending = {}
         return means
@@ -92,7 +92,7 @@ class LossMeter(TrainerCallback, ExportableState):
     def run_mean(self, name: str = LOSS) -> float:
         """Return the mean over the whole run up to now, earlier sessions included."""
         pairs = [sums[name] for sums in (self._run, self._pending) if name in sums]
-        return _ratio(sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
+        return ratio(sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
 
     @property
     def num_tokens(self) -> int:
@@ -123,5 +123,6 @@ def _merge(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, fl
         sums[name] = (held[0] + total, held[1] + weight)
 
 
-def _ratio(total: float, weight: float) -> float:
+def ratio(total: float, weight: float) -> float:
+    """Divide, and say "not a number" where nothing was counted."""
     return total / weight if weight else math.nan

@@ -25,8 +25,8 @@ from .callbacks.interrupt import Interrupt
 from .callbacks.progress import CompactPrinter, CompactProgress
 from .checkpoints import STATE_FILE, UNFINISHED, publish, rotate
 from .eval_batches import RankBatches, eval_loader
-from .meter import LOSS, LossMeter, SumMeter, sum_dtype
-from .objective import Batch, LossSum, Models
+from .meter import LOSS, LossMeter, SumMeter, ratio, sum_dtype
+from .objective import Batch, LossSum, MetricSum, Models
 from .run_plan import open_folder
 from .stage import StageParts
 
@@ -44,11 +44,11 @@ class EvalPass:
     records: list[dict[str, Any]] | None = None
 
     def add_loss(self, loss: LossSum) -> None:
-        """Add the sums of one batch."""
-        if self._counts():
-            self.meter.add(LOSS, loss.total, loss.weight)
-            for name, metric in loss.metrics.items():
-                self.meter.add(name, metric.total, metric.weight)
+        """Add the sums of one batch; of a filler only the names, which must be the same on all ranks."""
+        is_real = self._counts()
+        for name, sums in {LOSS: MetricSum(loss.total, loss.weight), **loss.metrics}.items():
+            total, weight = sums if is_real else (torch.zeros_like(sums.total), torch.zeros_like(sums.weight))
+            self.meter.add(name, total, weight)
 
     def add_records(self, records: list[dict[str, Any]]) -> None:
         """Add the predictions of one batch."""
@@ -186,7 +186,7 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
             metrics = self.parts.predictor.measure(records)
             output = output._replace(predictions=cast(Any, records))
         else:
-            metrics = {name: total / weight for name, (total, weight) in eval_pass.meter.read(self._add_up).items()}
+            metrics = {name: ratio(*sums) for name, sums in eval_pass.meter.read(self._add_up).items()}
             metrics |= self.parts.derive(metrics) if self.parts.derive else {}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **prefixed})
