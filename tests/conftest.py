@@ -1,7 +1,7 @@
 """Shared fixtures: a tiny tokenizer, a tiny Llama and small datasets, all made here; nothing is downloaded."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,15 @@ def write_datasets(folder: Path) -> Path:
     (folder / "tiny_identity.json").write_text(json.dumps(identity), encoding="utf-8")
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the tests out of the user's cache, and the user's cache out of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMAFACTORY_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

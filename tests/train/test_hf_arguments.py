@@ -64,6 +64,11 @@ def test_shuffling_can_be_switched_off(tmp_path: Path):
     assert to_hf_arguments(parse(tmp_path, disable_shuffling=True), SLOW).train_sampling_strategy == "sequential"
 
 
+def test_uploading_checkpoints_is_refused_not_ignored(tmp_path: Path):
+    with pytest.raises(UserError, match="hub_strategy all_checkpoints"):
+        to_hf_arguments(parse(tmp_path, push_to_hub=True, hub_strategy="all_checkpoints"), SLOW)
+
+
 def test_what_transformers_refuses_is_a_user_error(tmp_path: Path):
     arguments = parse(tmp_path)
     object.__setattr__(arguments.training, "dataloader_prefetch_factor", 2)

@@ -102,6 +102,14 @@ def test_resume_at_the_end_of_an_epoch_keeps_the_order_of_the_data(make_model: C
     assert_same(fingerprint(whole), fingerprint(resumed))
 
 
+def test_rows_grouped_by_length_keep_their_order_too(make_model: Callable[..., Any], make_trainer: Any):
+    grouped = {"train_sampling_strategy": "group_by_length"}
+    whole = run(make_trainer, make_model(), **grouped, output_dir=str(make_trainer.output_dir / "whole"))
+    run(make_trainer, make_model(), **grouped, stop=8)
+    resumed = run(make_trainer, make_model(), **grouped, resume=str(make_trainer.output_dir / "checkpoint-8"))
+    assert_same(fingerprint(whole), fingerprint(resumed))
+
+
 def test_a_resumed_run_that_was_at_its_end_only_finishes(make_model: Callable[..., Any], make_trainer: Any):
     whole = run(make_trainer, make_model(), max_steps=8)
     resumed = run(make_trainer, make_model(), max_steps=8, resume=str(make_trainer.output_dir / "checkpoint-8"))

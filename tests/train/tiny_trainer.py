@@ -41,7 +41,7 @@ def pad_right(rows: list[Row]) -> Batch:
 
 
 def with_lora(model: Any, dropout: float = 0.0) -> Any:
-    """The model under a LoRA adapter whose second matrices are not zero."""
+    """The model under a LoRA adapter that is the same at each call."""
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng(devices=[]):

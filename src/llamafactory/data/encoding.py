@@ -195,8 +195,7 @@ class Cursor:
 
 def encoder_of(tokenizer: "PreTrainedTokenizerBase") -> TextEncoder:
     """Return the encoder of a tokenizer, made once; adding tokens to the tokenizer gives a new one."""
-    specials = tuple(token for token in tokenizer.added_tokens_decoder if token in set(tokenizer.all_special_ids))
-    return _cached_encoder(tokenizer, (len(tokenizer), specials))
+    return _cached_encoder(tokenizer, (len(tokenizer), tuple(tokenizer.all_special_tokens)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -53,11 +53,11 @@ class JinjaTemplate(Template):
     enable_thinking: bool | None = None
     preserve_thinking: bool = False
 
-    def render(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendering:
+    def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
         """Render the conversation and cut the text at the bounds of the answers."""
         if not conversation.messages:
             raise RowDropped("no messages")
-        guard = ContentGuard(encoder_of(tokenizer))
+        guard = ContentGuard(encoder)
         system = guard.hide(conversation.system)
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         num_lead = len(messages)
@@ -65,7 +65,7 @@ class JinjaTemplate(Template):
         variables = {"preserve_thinking": True} if self.preserve_thinking else {}
         variables |= {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
         is_open = conversation.messages[-1].role not in RESPONSE_ROLES
-        chat = Chat(tokenizer, guard.as_tools(conversation.tools), variables, is_open)
+        chat = Chat(encoder, guard.as_tools(conversation.tools), variables, is_open)
         chat.check_tools(messages)
 
         text = chat.render(messages, is_open)
@@ -84,15 +84,16 @@ class JinjaTemplate(Template):
         fill_special_tokens(tokenizer)
         if self.default_system and isinstance(tokenizer.chat_template, str):
             tokenizer.chat_template = DEFAULT_SYSTEM.format(quote(self.default_system)) + tokenizer.chat_template
+        encoder = encoder_of(tokenizer)
         try:
-            rendering = self.render(tokenizer, PROBE)
+            rendering = self.render(encoder, PROBE)
         except RowDropped as reason:
             raise UserError(
                 f"The model's own chat template cannot be cut into answers exactly ({reason}); "
                 "name a template instead, for instance `template: chatml`."
             ) from None
         answer = "".join(piece.text for piece in rendering.turns[-1].target)
-        tokens = encoder_of(tokenizer).special_pattern.findall(answer)
+        tokens = encoder.special_pattern.findall(answer)
         return replace(self, stop_words=tuple(tokens[-1:]))
 
     def with_tool_format(self, tool_format: str) -> Self:
@@ -103,7 +104,7 @@ class JinjaTemplate(Template):
 class Chat(NamedTuple):
     """A tokenizer's template with what is the same for all renderings of one conversation."""
 
-    tokenizer: "PreTrainedTokenizerBase"
+    encoder: TextEncoder
     tools: list[dict[str, Any]] | None
     variables: Mapping[str, Any]
     is_open: bool  # the whole conversation ends with a prompt
@@ -111,20 +112,20 @@ class Chat(NamedTuple):
     def render(self, messages: Sequence[Mapping[str, Any]], is_prompt: bool) -> str:
         """Render to text; what the template itself refuses is a reason to drop the row."""
         try:
-            text = self.tokenizer.apply_chat_template(
+            text = self.encoder.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=cast(Any, self.tools),
                 tokenize=False,
                 add_generation_prompt=is_prompt,
                 **self.variables,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise RowDropped(f"the model's chat template refuses it: {error}") from None
         return cast(str, text)
 
     def check_tools(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Refuse tools and calls that the template would leave out without a word."""
-        source = self.tokenizer.get_chat_template(tools=cast(Any, self.tools))
+        source = self.encoder.tokenizer.get_chat_template(tools=cast(Any, self.tools))
         if self.tools and "tools" not in source:
             raise RowDropped("the model's chat template has no place for tools; name a template")
         if "tool_calls" not in source and any("tool_calls" in message for message in messages):
@@ -148,7 +149,7 @@ class Chat(NamedTuple):
         if MARK not in marked or not text.endswith(tail) or not done <= start <= content_end:
             raise RowDropped("the text after an answer depends on the answer")
 
-        end = encoder_of(self.tokenizer).special_pattern.search(tail)
+        end = self.encoder.special_pattern.search(tail)
         if end is None and index == len(messages) - 1:
             return start, len(text)
         return start, content_end + (end.end() if end else 0)

@@ -137,7 +137,10 @@ def read_conversations(
 
 
 def check_stage(attr: DatasetAttr) -> None:
-    """Refuse data that supervised fine-tuning cannot learn from."""
+    """Refuse data that supervised fine-tuning on text cannot learn from."""
+    media = [name for name in (attr.images, attr.videos, attr.audios) if name]
+    if media:
+        raise UserError(f"The dataset {attr} has media in {', '.join(media)}; this version learns from text only.")
     if attr.ranking:
         raise UserError(f"The dataset {attr} holds preference pairs; stage sft needs one answer a row.")
     if attr.kto_tag:

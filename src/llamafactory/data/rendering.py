@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..extras.errors import UserError
 from .conversation import RESPONSE_ROLES, Conversation, Message, RowDropped, as_conversation
-from .encoding import Chunk, encoder_of
+from .encoding import Chunk, TextEncoder, encoder_of
 from .formatter import Piece
 
 
@@ -61,7 +61,7 @@ class Template(ABC):
     """The end-of-text token is not part of an answer; it closes the whole row, once."""
 
     @abstractmethod
-    def render(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendering:
+    def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
         """Return the turns as pieces; a conversation that ends with a user turn ends in an open prompt."""
 
     @abstractmethod
@@ -76,9 +76,10 @@ class Template(ABC):
         self, tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Conversation]
     ) -> list[EncodedConversation | RowDropped]:
         """Encode many conversations at once; one that cannot be rendered gives its reason instead."""
-        renderings = [self._try_render(tokenizer, conversation) for conversation in conversations]
+        encoder = encoder_of(tokenizer)
+        renderings = [self._try_render(encoder, conversation) for conversation in conversations]
         rows = [_chunks_of(rendering) for rendering in renderings if isinstance(rendering, Rendering)]
-        encoded = iter(encoder_of(tokenizer).encode(rows))
+        encoded = iter(encoder.encode(rows))
         return [
             rendering if isinstance(rendering, RowDropped) else _fold(rendering, next(encoded))
             for rendering in renderings
@@ -128,9 +129,9 @@ class Template(ABC):
         words = (tokenizer.eos_token, *self.stop_words)
         return list(dict.fromkeys(vocabulary[word] for word in words if word in vocabulary))
 
-    def _try_render(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendering | RowDropped:
+    def _try_render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering | RowDropped:
         try:
-            return self.render(tokenizer, conversation)
+            return self.render(encoder, conversation)
         except RowDropped as reason:
             return reason
 

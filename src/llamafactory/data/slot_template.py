@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .conversation import RESPONSE_ROLES, Conversation, Message, Role
+from .encoding import TextEncoder
 from .formatter import (
     EmptyFormatter,
     Formatter,
@@ -53,7 +54,7 @@ class SlotTemplate(Template):
     replace_eos: bool = False
     """The first stop word becomes the tokenizer's end-of-text token."""
 
-    def render(self, tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> Rendering:
+    def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
         """Fill the slots, turn by turn."""
         source = self.prefix.pieces()
         lead = self.render_system(conversation)

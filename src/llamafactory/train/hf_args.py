@@ -34,6 +34,11 @@ def to_hf_arguments(arguments: "RunArguments", facts: DeviceFacts | None = None)
     """Return what the Trainer takes; a combination that transformers refuses is a UserError with its reason."""
     facts = facts or device_facts()
     training, finetuning = arguments.training, arguments.finetuning
+    if training.push_to_hub and "checkpoint" in training.hub_strategy:
+        raise UserError(
+            f"hub_strategy {training.hub_strategy} (uploading whole checkpoints) is not supported: use end, or "
+            "every_save, which uploads the model at each save."
+        )
     dtypes = choose_dtype(training_flags(training, finetuning), facts)
     values = {**_same_names(training), **_decided(arguments, dtypes, facts)}
     try:

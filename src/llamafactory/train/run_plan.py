@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..extras.constants import PREDICTIONS
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..hparams import TrainingArguments
@@ -13,6 +14,7 @@ from .checkpoints import EARLIER, can_resume, is_complete, list_checkpoints, rea
 logger = get_logger(__name__)
 
 FINISHED = "train_results.json"
+RESULTS = (FINISHED, "eval_results.json", "predict_results.json", "all_results.json", PREDICTIONS)
 _MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 _NOT_MODELS = frozenset({"training_args.bin"})
 
@@ -50,8 +52,8 @@ def open_folder(output_dir: Path, step: int) -> None:
     finished), and checkpoints beyond `step`, which are moved aside.
     """
     remove_unfinished(output_dir)
-    for file in output_dir.glob("*_results.json"):
-        file.unlink()
+    for name in RESULTS:
+        (output_dir / name).unlink(missing_ok=True)
     moved = set_aside(output_dir, step)
     if moved:
         names = ", ".join(folder.name for folder in moved)

@@ -21,15 +21,18 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..extras.errors import UserError
+from ..extras.logging import get_logger
+from .batches import RankBatches, eval_loader, seed_length_groups
 from .callbacks.interrupt import Interrupt
 from .callbacks.progress import CompactPrinter, CompactProgress
 from .checkpoints import STATE_FILE, UNFINISHED, publish, rotate
-from .eval_batches import RankBatches, eval_loader
 from .meter import LOSS, LossMeter, SumMeter, ratio, sum_dtype
 from .objective import Batch, LossSum, MetricSum, Models
 from .run_plan import open_folder
 from .stage import StageParts
 
+
+logger = get_logger(__name__)
 
 PICKLED_ARGUMENTS = "training_args.bin"
 
@@ -102,6 +105,12 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
                 self.add_callback(compact)
 
     # one optimizer step
+
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's loader, with an order that a resumed run finds again."""
+        loader = super().get_train_dataloader()
+        seed_length_groups(loader, self.args.data_seed if self.args.data_seed is not None else self.args.seed)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -320,6 +329,9 @@ class RunStart(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # a resumed state brings the intervals of the earlier run
         if state.is_world_process_zero:
             open_folder(Path(args.output_dir), state.global_step)
+            num_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            done = f", {state.global_step} of them done" if state.global_step else ""
+            logger.info(f"Training: {state.max_steps} updates of {num_rows} rows each{done}.")
 
 
 def count_tokens(batch: Batch) -> Tensor:

@@ -132,6 +132,8 @@ def train(run: Run, plan: RunPlan) -> dict[str, float]:
     if run.arguments.finetuning.plot_loss and trainer.is_world_process_zero():
         for path in plot_loss(trainer.output_dir, _plotted(run)):
             logger.info(f"Drew {path}.")
+    if run.interrupt.own:  # too late to stop the last step
+        raise SystemExit(TrainingInterruptedError(run.interrupt.own).exit_code)
     return metrics
 
 

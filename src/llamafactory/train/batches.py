@@ -1,6 +1,8 @@
-"""Which evaluation rows a rank takes: every row once in all, and the same number of batches on each rank.
+"""Which rows a rank takes, and in which order.
 
-Samplers that pad the last batch with rows from the start count those rows twice; a mean over the set must not.
+In evaluation every row is taken once in all: samplers that pad the last batch with rows from the start count those
+rows twice, which a mean over the set must not. In training the order depends on seed and epoch alone, so that a
+resumed run takes the rows that the stopped one would have taken.
 """
 
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .stage import Collator
 
@@ -33,6 +36,34 @@ class RankBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return self._num_batches
+
+
+class EpochOrder(Sampler[int]):
+    """A sampler that draws from the global random numbers, made to depend on seed and epoch alone."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self._sampler = sampler
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; called by the Trainer before each epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+def seed_length_groups(loader: Any, seed: int) -> None:
+    """Put the order of `group_by_length` into a loader that the Trainer made."""
+    outer = getattr(loader, "batch_sampler", None)
+    batches: Any = getattr(outer, "batch_sampler", outer)
+    if isinstance(getattr(batches, "sampler", None), LengthGroupedSampler):
+        batches.sampler = EpochOrder(batches.sampler, seed)
 
 
 def eval_loader(dataset: Any, batches: RankBatches, collate: Collator, args: Any) -> DataLoader[Any]:

@@ -235,6 +235,21 @@ def test_wrong_columns_are_named_beside_the_found_ones(load: Load, write_rows: W
         load("mine", dataset_dir=info)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"columns": {"images": "pictures"}}, "has media in pictures; this version learns from text only"),
+        ({"columns": {"kto_tag": "label"}}, "holds answers marked good or bad"),
+        ({"ranking": True}, "holds preference pairs"),
+    ],
+)
+def test_data_of_another_kind_is_refused(load: Load, write_rows: Write, entry: dict[str, Any], message: str) -> None:
+    info = {"mine": {"file_name": write_rows("a.json", [row("a")]), **entry}}
+
+    with pytest.raises(UserError, match=message):
+        load("mine", dataset_dir=info)
+
+
 def test_a_stage_without_rows_of_its_own_is_named(load: Load) -> None:
     with pytest.raises(UserError, match="Unknown stage 'dpo'"):
         PROCESSORS.get("dpo")
