@@ -37,7 +37,7 @@ demo: $(RUN_STAMP)
 
 # One thread per worker: the models are tiny, the processes are what counts.
 test: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 test-slow: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" tests
