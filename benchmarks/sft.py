@@ -86,7 +86,8 @@ def reference_rows(tokenizer: Any) -> list[dict[str, list[int]]]:
         prompt = [{"role": "user", "content": query}]
         full = [*prompt, {"role": "assistant", "content": row["output"]}]
         head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        ids = tokenizer.apply_chat_template(full, return_dict=True)["input_ids"][:CUTOFF_LEN]
+        ids = tokenizer.apply_chat_template(full, return_dict=True)["input_ids"]
+        ids = ids[: ids.index(tokenizer.eos_token_id, len(head)) + 1][:CUTOFF_LEN]  # the newline after it is no answer
         rows.append({"input_ids": ids, "labels": ([-100] * len(head) + ids[len(head) :])[: len(ids)]})
     return rows
 

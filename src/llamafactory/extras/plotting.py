@@ -28,7 +28,7 @@ def plot_loss(save_dictionary: str | Path, keys: Sequence[str] = ("loss",)) -> l
     for key in keys:
         points = [(entry["step"], entry[key]) for entry in history if _is_number(entry.get(key)) and "step" in entry]
         if not points:
-            logger.info(f"No {key} was logged, so there is nothing to plot for it.")
+            logger.debug(f"No {key} was logged, so there is nothing to plot for it.")
             continue
         steps, values = [point[0] for point in points], [float(point[1]) for point in points]
         path = folder / f"training_{key.replace('/', '_')}.png"
