@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "llamafactory.train.tuner:run_exp",
     "chat": "llamafactory.chat.chat_model:run_chat",
     "export": "llamafactory.train.tuner:export_model",
+    "data": "llamafactory.data.inspection.command:run_data",
     "config": "llamafactory.hparams.commands:show_config",
     "schema": "llamafactory.hparams.commands:show_schema",
     "env": "llamafactory.extras.environment:show_environment",
@@ -34,6 +35,7 @@ usage: llamafactory-cli COMMAND [run.yaml] [key=value ...] [--key value ...]
   train      fine-tune a model
   chat       talk with a model in the terminal
   export     merge an adapter into its model and save it
+  data       check, preview or count the data of a run
   config     show the resolved configuration of a YAML file, and where each value comes from
   schema     print the JSON Schema of a configuration, for editors
   env        print what a bug report needs; with --vars, the environment variables
@@ -82,6 +84,8 @@ def show_help(args: Sequence[str] = ()) -> None:
     """Print the usage, or the help of the command that is named."""
     if args and args[0] in CONFIGURED:
         _answer_about(args[0], ["--help", *args[1:]])
+    elif args and args[0] == "data":
+        load_attribute(COMMANDS["data"])(["--help"])
     else:
         sys.stdout.write(USAGE)
 

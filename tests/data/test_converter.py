@@ -164,6 +164,20 @@ def test_only_the_listed_values_are_filled_in() -> None:
         ({"messages": [{"role": "user", "content": "x"}]}, "openai", {"messages": "messages", "user_tag": "user"}),
         ({"conversations": [{"role": "user", "content": "x"}]}, "openai", {"messages": "conversations"}),
         ({"instruction": "a", "chosen": "b", "rejected": "c"}, "alpaca", {"ranking": True, "chosen": "chosen"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "alpaca", {"ranking": True, "prompt": "prompt"}),
+        ({"prompt": "a", "completion": "b", "label": True}, "alpaca", {"kto_tag": "label", "response": "completion"}),
+        ({"prompt": "a", "response": "b", "label": "fun"}, "alpaca", {"kto_tag": None}),
+        ({"messages": [{"role": "user", "content": "x"}], "kto_tag": False}, "openai", {"kto_tag": "kto_tag"}),
+        (
+            {"chosen": [{"role": "user", "content": "x"}], "rejected": [{"role": "user", "content": "x"}]},
+            "openai",
+            {"ranking": True, "messages": "chosen"},
+        ),
+        (
+            {"conversations": turns(("user", "x"), ("assistant", "y"))},
+            "sharegpt",
+            {"user_tag": "user", "assistant_tag": "assistant"},
+        ),
     ],
 )
 def test_the_layout_of_an_unlisted_dataset_is_found(

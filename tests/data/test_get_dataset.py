@@ -120,6 +120,60 @@ def test_the_report_equals_a_count_by_hand(
     assert "[[b<|im_end|>]]" in caplog.text
 
 
+def test_rows_that_are_too_long_are_cut_dropped_or_named(
+    load: Load, write_rows: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_rows("a.json", [row("a"), row("word " * 100), row("b"), row("c", "word " * 100)])
+    short = load(path)["train_dataset"].select([0, 2]).to_list()
+
+    cut = load(path, cutoff_len=40)["train_dataset"]
+    dropped = load(path, cutoff_len=40, on_overlong="drop")["train_dataset"]
+
+    assert len(cut) == 4
+    assert max(map(len, cut["input_ids"])) <= 40
+    assert dropped.to_list() == short
+    assert "longer than cutoff_len 40: 2 (first: " in caplog.text
+    with pytest.raises(
+        UserError, match=r"a\.json, row 2 \(line 1\): the row is longer than cutoff_len 40, and on_over"
+    ):
+        load(path, cutoff_len=40, on_overlong="error")
+    assert load(path, on_overlong="error")["train_dataset"].num_rows == 4
+
+
+def test_n22_typed_control_tokens_count_when_the_user_allows_it(
+    load: Load, write_rows: Write, tiny_tokenizer: Any
+) -> None:
+    path = write_rows("a.json", [row("a<|im_end|>b", "c<|endoftext|>d")])
+    end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    other = tiny_tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+    (plain,) = load(path)["train_dataset"]
+    (allowed,) = load(path, allow_special_tokens=True)["train_dataset"]
+
+    assert (plain["input_ids"].count(end), plain["input_ids"].count(other)) == (2, 0)
+    assert (allowed["input_ids"].count(end), allowed["input_ids"].count(other)) == (3, 1)
+    assert decode(tiny_tokenizer, plain) == decode(tiny_tokenizer, allowed)
+    assert allowed["input_ids"] == tiny_tokenizer(decode(tiny_tokenizer, allowed))["input_ids"]
+
+
+@pytest.mark.parametrize("key", ["loss", "weight"])
+def test_a_turn_may_say_that_it_is_not_learned(load: Load, write_rows: Write, tiny_tokenizer: Any, key: str) -> None:
+    turns = [("user", "a"), ("assistant", "first"), ("user", "b"), ("assistant", "second"), ("user", "c")]
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": text} for role, text in [*turns, ("assistant", "last")]
+    ]
+    messages[1][key] = 0 if key == "weight" else False
+    path = write_rows("a.json", [{"messages": messages}])
+
+    (item,) = load(path)["train_dataset"]
+    learned = tiny_tokenizer.decode([label for label in item["labels"] if label != IGNORE_INDEX])
+    assert learned == "second<|im_end|>last<|im_end|>"
+
+    messages[1][key] = 0.5
+    with pytest.raises(UserError, match=r"b\.json, row 1 .*loss is 0\.5, but only true, false, 0 and 1 are known"):
+        load(write_rows("b.json", [{"messages": messages}]))
+
+
 def test_max_samples_takes_the_head_of_each_dataset(load: Load) -> None:
     whole = load("tiny_alpaca,tiny_sharegpt")["train_dataset"]
 
@@ -251,8 +305,8 @@ def test_data_of_another_kind_is_refused(load: Load, write_rows: Write, entry: d
 
 
 def test_a_stage_without_rows_of_its_own_is_named(load: Load) -> None:
-    with pytest.raises(UserError, match="Unknown stage 'dpo'"):
-        PROCESSORS.get("dpo")
+    with pytest.raises(UserError, match="Unknown stage 'dpoo'"):
+        PROCESSORS.get("dpoo")
 
 
 def test_a_failed_preparation_leaves_nothing_behind(load: Load, write_rows: Write, private_cache: Path) -> None:

@@ -77,6 +77,10 @@ def test_the_environment_chooses_among_hubs(tmp_path: Path, monkeypatch: pytest.
     [
         ({"mine": {}}, "does not say where its rows are"),
         ({"mine": "a.json"}, "must be an object"),
+        ({"mine": {"file_name": "a.json", "weight": 0}}, "has weight 0; give a number above 0"),
+        ({"mine": {"file_name": "a.json", "weight": True}}, "has weight True; give a number above 0"),
+        ({"mine": {"file_name": "a.json", "num_samples": 0}}, "num_samples 0; give a whole number from 1 on"),
+        ({"mine": {"file_name": "a.json", "num_samples": 2, "weight": 2}}, "has both num_samples and weight"),
         ({"mine": {"file_name": "a.json", "formatting": "alpca"}}, "formatting 'alpca'; use one of alpaca"),
         ({"mine": {"file_name": "a.json", "columns": {"promt": "x"}}}, "unknown key 'promt'. Did you mean 'prompt'"),
         ({"mine": {"file_name": "a.json", "tags": ["x"]}}, "must be an object"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ TURNS = [
 ]
 SYSTEM = {"role": "system", "content": "Be kind."}
 CONTROL = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<bos>"]
+CONTROL += ["[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<sep>"]
 
 
 def equip(tokenizer: Any, name: str) -> Any:
@@ -37,22 +39,19 @@ def ids_of(pairs: list[tuple[list[int], list[int]]]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES.names())
-@pytest.mark.parametrize("num_turns", [2, 4])
-@pytest.mark.parametrize("system", [None, "Be kind."])
-def test_n17_ids_are_those_of_the_written_chat_template(
-    fresh_tokenizer: Callable[..., Any], name: str, num_turns: int, system: str | None
-) -> None:
+def test_n17_ids_are_those_of_the_written_chat_template(fresh_tokenizer: Callable[..., Any], name: str) -> None:
     tokenizer = fresh_tokenizer()
     template = equip(tokenizer, name)
-    messages = ([SYSTEM] if system else []) + TURNS[:num_turns]
 
-    pairs = template.encode_multiturn(tokenizer, TURNS[:num_turns], system)
-    prompt = template.encode_prompt(tokenizer, TURNS[: num_turns - 1], system)
+    for num_turns, system in product([2, 4], [None, "Be kind."]):
+        messages = ([SYSTEM] if system else []) + TURNS[:num_turns]
+        pairs = template.encode_multiturn(tokenizer, TURNS[:num_turns], system)
+        prompt = template.encode_prompt(tokenizer, TURNS[: num_turns - 1], system)
 
-    assert ids_of(pairs) == tokenizer.apply_chat_template(messages)["input_ids"]
-    assert prompt == tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
-    assert prompt == template.encode_oneturn(tokenizer, TURNS[:num_turns], system)[0]
-    assert ids_of(pairs)[: len(prompt)] == prompt
+        assert ids_of(pairs) == tokenizer.apply_chat_template(messages)["input_ids"]
+        assert prompt == tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+        assert prompt == template.encode_oneturn(tokenizer, TURNS[:num_turns], system)[0]
+        assert ids_of(pairs)[: len(prompt)] == prompt
 
 
 @pytest.mark.parametrize("name", TEMPLATES.names())
@@ -63,8 +62,12 @@ def test_n18_every_answer_ends_with_a_stop_token(fresh_tokenizer: Callable[..., 
 
     turns = template.encode_conversations(tokenizer, [as_conversation(TURNS)])[0].turns
 
-    assert [turn.target[-1] in stops for turn in turns] == [True, True]
-    assert [tokenizer.decode(turn.target[:-1]) for turn in turns] == ["I am fine!", "Very {{name}}."]
+    for turn, text in zip(turns, ["I am fine!", "Very {{name}}."], strict=True):
+        if template.efficient_eos:  # the processor labels the token behind the answer
+            assert text in tokenizer.decode(turn.target)
+        else:
+            assert turn.target[-1] in stops
+            assert tokenizer.decode(turn.target[:-1]).strip().endswith(text)
     assert stops[0] == tokenizer.eos_token_id
     assert tokenizer.pad_token_id is not None
 
@@ -93,6 +96,28 @@ def test_n16_begin_of_text_stands_once(fresh_tokenizer: Callable[..., Any], name
 
     assert ids.count(tokenizer.bos_token_id) == int(adds_bos or writes_bos)
     assert ids == tokenizer.apply_chat_template(TURNS[:2])["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bos"),
+    [("hunyuan", "<|startoftext|>"), ("seed_coder", "<bos>"), ("ernie_nothink", "<|begin_of_sentence|>")],
+)
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_n16_begin_of_text_written_as_text_counts(
+    fresh_tokenizer: Callable[..., Any], name: str, bos: str, system: str | None
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = fresh_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": bos})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name, default_system=""))
+
+    ids = ids_of(template.encode_multiturn(tokenizer, TURNS[:2], system))
+
+    assert ids[0] == tokenizer.bos_token_id != ids[1]
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "default", "gemma"])
@@ -153,9 +178,7 @@ def test_the_wire_format_of_tool_turns(fresh_tokenizer: Callable[..., Any]) -> N
     )
 
 
-def test_the_written_chat_template_renders_tool_answers_and_refuses_tools(fresh_tokenizer: Callable[..., Any]) -> None:
-    from jinja2 import TemplateError
-
+def test_the_written_chat_template_renders_tool_answers(fresh_tokenizer: Callable[..., Any]) -> None:
     tokenizer = fresh_tokenizer()
     equip(tokenizer, "qwen")
     messages = [TURNS[0], TURNS[1], {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
@@ -163,8 +186,6 @@ def test_the_written_chat_template_renders_tool_answers_and_refuses_tools(fresh_
     text = tokenizer.apply_chat_template(messages, tokenize=False)
 
     assert text.endswith("<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>\n")
-    with pytest.raises(TemplateError, match="no place for tools"):
-        tokenizer.apply_chat_template(messages, tools=[{"type": "function", "function": {"name": "f"}}])
 
 
 def test_the_system_prompt_goes_into_the_first_user_turn(fresh_tokenizer: Callable[..., Any]) -> None:
@@ -199,7 +220,7 @@ def test_a_template_never_changes() -> None:
 
 
 def test_an_unknown_template_names_the_nearest(fresh_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=r"Unknown template 'chatlm'. Did you mean 'chatml'"):
+    with pytest.raises(UserError, match=r"Unknown template 'chatlm'. Did you mean .*'chatml'"):
         get_template_and_fix_tokenizer(fresh_tokenizer(), DataArguments(template="chatlm"))
 
 

@@ -127,6 +127,14 @@ def test_a_model_without_adapter_is_saved_again(tiny_llama_dir: Path, tmp_path: 
     assert torch.equal(logits(load(target)), logits(load(tiny_llama_dir)))
 
 
+def test_a_named_template_is_written_for_ollama_too(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    target = export(tiny_llama_dir, tmp_path / "out", template="chatml")
+
+    modelfile = (target / "Modelfile").read_text(encoding="utf-8")
+    assert modelfile.startswith('FROM .\n\nTEMPLATE """')
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile
+
+
 def test_an_adapter_without_effect_is_an_error(tiny_llama_dir: Path, tmp_path: Path) -> None:
     load(tiny_llama_dir, tuning()).save_pretrained(tmp_path / "fresh")
     randomize(load(tiny_llama_dir, tuning()), scale=1e-5).save_pretrained(tmp_path / "tiny")

@@ -118,6 +118,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"stage": "rm", "mask_history": True}, "mask_history: true cannot go with stage: rm"),
     ({"stage": "pt", "use_dft_loss": True}, "use_dft_loss: true cannot go with stage: pt"),
     ({"train_on_prompt": True, "mask_history": True}, "train_on_prompt: true cannot go with mask_history: true"),
+    ({"stage": "dpo", "packing": True}, "packing: true cannot go with stage: dpo"),
     ({"neat_packing": True, "packing": False}, "neat_packing: true cannot go with packing: false"),
     ({"use_dft_loss": True, "use_eaft_loss": True}, "choose one loss"),
     (

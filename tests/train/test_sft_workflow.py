@@ -61,6 +61,7 @@ def test_a_run_leaves_the_files_that_users_expect(keys: dict[str, Any], tmp_path
         "chat_template.jinja",
         "checkpoint-2",
         "checkpoint-4",
+        "data_report.json",
         "environment.json",
         "eval_results.json",
         "resolved_config.yaml",
@@ -76,6 +77,9 @@ def test_a_run_leaves_the_files_that_users_expect(keys: dict[str, Any], tmp_path
     results = json.loads((out / "all_results.json").read_text())
     for key in ("train_loss", "eval_loss", "eval_accuracy", "effective_tokens_per_sec", "epoch", "total_flos"):
         assert key in results
+    report = json.loads((out / "data_report.json").read_text())
+    assert report["datasets"][0]["num_kept"] == 24
+    assert report["run"]["num_steps"] == 4
     for path in out.rglob("*"):
         assert not path.is_file() or b"hf_secretsecretsecret" not in path.read_bytes()
     assert yaml.safe_load((out / "resolved_config.yaml").read_text())["learning_rate"] == 0.01

@@ -24,6 +24,10 @@ class RowDropped(ValueError):  # noqa: N818  (a verdict on a row, counted in the
     """A row that cannot be used; the text is the reason under which it is counted."""
 
 
+class RowOverlong(RowDropped):
+    """A row of which nothing that can be learned stands within cutoff_len."""
+
+
 class FieldError(ValueError):
     """A field of the wrong type; whoever knows the file and the row adds them."""
 
@@ -44,6 +48,10 @@ class Conversation:
     messages: tuple[Message, ...]
     system: str = ""
     tools: str = ""
+    rejected: Message | None = None
+    """A worse answer than the last of `messages`, in preference data."""
+    is_good: bool | None = None
+    """Whether the last answer is, in feedback data."""
 
 
 def as_conversation(

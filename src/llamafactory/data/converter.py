@@ -6,7 +6,7 @@ names it (FieldError), because it means that the columns are not what the user t
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -15,15 +15,20 @@ from ..extras.registry import Registry
 from .conversation import Conversation, FieldError, Message, Role, RowDropped
 from .json_rows import shorten
 from .parser import DatasetAttr
+from .preferences import add_preferences
 
 
 Row: TypeAlias = Mapping[str, Any]
 Converter: TypeAlias = Callable[[Row], Conversation]
 PROMPT_ROLES = frozenset({Role.USER, Role.OBSERVATION})
 LAYOUTS = (
-    "alpaca (instruction, input, output), prompt and completion, sharegpt (conversations with from and value), "
-    "openai (messages with role and content), or text"
+    "alpaca (instruction, input, output), prompt and completion, question and answer, "
+    "sharegpt (conversations with from and value), openai (messages with role and content), or text"
 )
+
+
+TURN_COLUMNS = ("messages", "conversations", "conversation", "chosen")
+PROMPT_COLUMNS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("prompt", "chosen"))
 
 
 def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: object = None) -> Converter:
@@ -31,7 +36,8 @@ def get_dataset_converter(name: str, dataset_attr: DatasetAttr, data_args: objec
     make = CONVERTERS.get(name)
 
     def convert(row: Row) -> Conversation:
-        return fill_values(make(row, dataset_attr), dataset_attr.values)
+        conversation = add_preferences(make(row, dataset_attr), row, dataset_attr)
+        return fill_values(conversation, dataset_attr.values)
 
     return convert
 
@@ -105,24 +111,39 @@ CONVERTERS: Registry[Callable[[Row, DatasetAttr], Conversation]] = Registry(
 def detect_layout(row: Row, attr: DatasetAttr) -> DatasetAttr:
     """Find out from the first row what a dataset without an entry looks like."""
     names = set(row)
-    extras = {key: key for key in ("system", "tools", "history") if key in names}
-    extras |= {"chosen": "chosen", "rejected": "rejected", "ranking": True} if {"chosen", "rejected"} <= names else {}
-    key = next((key for key in ("messages", "conversations", "conversation") if isinstance(row.get(key), list)), None)
-    if key is not None:
-        first = next((turn for turn in row[key] if isinstance(turn, dict)), {})
-        if {"role", "content"} <= set(first):
-            tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-            return replace(attr, formatting="openai", messages=key, observation_tag="tool", **tags, **extras)
-        if {"from", "value"} <= set(first):
-            return replace(attr, formatting="sharegpt", messages=key, **extras)
+    extras: dict[str, Any] = {key: key for key in ("system", "tools", "history") if key in names}
+    if {"chosen", "rejected"} <= names:
+        extras |= {"chosen": "chosen", "rejected": "rejected", "ranking": True}
+    mark = next((key for key in ("kto_tag", "label") if isinstance(row.get(key), bool)), None)
+    extras |= {"kto_tag": mark} if mark else {}
+
+    turns = next((key for key in TURN_COLUMNS if isinstance(row.get(key), list)), None)
+    tags = detect_tags(row[turns]) if turns else None
+    if turns and tags:
+        return replace(attr, messages=turns, **tags, **extras)
     if "instruction" in names:
         return replace(attr, **extras)
-    for prompt, response in (("prompt", "completion"), ("prompt", "response"), ("question", "answer")):
+    for prompt, response in PROMPT_COLUMNS:
         if {prompt, response} <= names:
-            return replace(attr, prompt=prompt, query=None, response=response, **extras)
+            kept = None if response == "chosen" else response
+            return replace(attr, prompt=prompt, query=None, response=kept, **extras)
     if "text" in names:
         return replace(attr, prompt="text", query=None, response=None)
     raise UserError(f"The layout of the dataset {attr} is unknown: its first row has {sorted(names)}; use {LAYOUTS}.")
+
+
+def detect_tags(turns: Sequence[object]) -> dict[str, Any] | None:
+    """Tell the two ways of writing turns apart; None when it is neither."""
+    first = next((turn for turn in turns if isinstance(turn, dict)), {})
+    if {"role", "content"} <= set(first):
+        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        return {"formatting": "openai", "observation_tag": "tool", **tags}
+    if not {"from", "value"} <= set(first):
+        return None
+    speakers = {turn.get("from") for turn in turns if isinstance(turn, dict)}
+    plain = {"user_tag": "user"} if "user" in speakers else {}
+    plain |= {"assistant_tag": "assistant"} if "assistant" in speakers else {}
+    return {"formatting": "sharegpt", **plain}
 
 
 def check_columns(row: Row, attr: DatasetAttr) -> None:
@@ -163,7 +184,9 @@ def fill_values(conversation: Conversation, values: Mapping[str, str]) -> Conver
         return pattern.sub(lambda match: values[match.group(1)], text)
 
     messages = tuple(replace(message, content=fill(message.content)) for message in conversation.messages)
-    return replace(conversation, messages=messages, system=fill(conversation.system))
+    worse = conversation.rejected
+    rejected = replace(worse, content=fill(worse.content)) if worse else None
+    return replace(conversation, messages=messages, system=fill(conversation.system), rejected=rejected)
 
 
 def take(row: Row, name: str | None, kind: type) -> Any:

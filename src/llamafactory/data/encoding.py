@@ -1,8 +1,8 @@
 """Rendered pieces to token ids: a whole batch in one call of the fast tokenizer, exact at every boundary.
 
 Three things make this more than `tokenizer.encode`:
-- content never becomes a control token. Rows that type one (rare) go through a copy of the tokenizer that has its
-  control tokens switched off; the template's own control tokens are put in by id.
+- content never becomes a control token, unless the user allows it. Rows that type one (rare) go through a copy of the
+  tokenizer that has its control tokens switched off; the template's own control tokens are put in by id.
 - SentencePiece-like tokenizers put a space in front of what they are given. A chunk that goes on from another one is
   encoded by a copy that does not, so that chunks joined together are what the whole text would have been.
 - the tokenizer's own state (truncation, padding, switches that others set for a call) is never used or changed.
@@ -37,8 +37,9 @@ class Run(NamedTuple):
 class TextEncoder:
     """Encodes chunks of pieces with one tokenizer."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", allows_control: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.allows_control = allows_control  # control tokens typed in content become control tokens
         self.added = {str(token.content): token for token in tokenizer.added_tokens_decoder.values()}
         self.specials = {text: token for text, token in self.added.items() if token.special}
         self.special_pattern = any_of(self.specials)
@@ -68,16 +69,18 @@ class TextEncoder:
 
     def has_control_text(self, text: str) -> bool:
         """Tell whether text holds something that looks like a control token."""
-        return any(start in text for start in self.special_starts) and bool(self.special_pattern.search(text))
+        for start in self.special_starts:
+            if start in text:
+                return self.special_pattern.search(text) is not None
+        return False
 
     def _plan_chunk(self, chunk: Chunk, cursor: "Cursor") -> list[Run]:
-        if any(
-            piece.kind == "token" or (piece.kind == "content" and self.has_control_text(piece.text)) for piece in chunk
-        ):
-            return self._plan_guarded(chunk, cursor)
-
-        text = "".join([self._special_text(piece) if piece.kind == "special" else piece.text for piece in chunk])
-        return self._plan_text(text, cursor)
+        texts: list[str] = []
+        for text, kind in chunk:
+            if kind == "token" or (kind == "content" and not self.allows_control and self.has_control_text(text)):
+                return self._plan_guarded(chunk, cursor)
+            texts.append(self._special_text(text) if kind == "special" else text)
+        return self._plan_text("".join(texts), cursor)
 
     def _plan_text(self, text: str, cursor: "Cursor") -> list[Run]:
         """Plan text whose control tokens are all the template's own: the tokenizer finds them itself."""
@@ -127,12 +130,12 @@ class TextEncoder:
     def _split_control(self, chunk: Chunk) -> Iterable[Any]:
         """Yield text, and AddedTokens for the control tokens that the template itself wrote."""
         for piece in chunk:
-            if piece.kind == "content":
+            if piece.kind == "content" and not self.allows_control:
                 yield piece.text
             elif piece.kind == "token":
                 yield self.added.get(piece.text) or PlainToken(piece.text)
             else:
-                text = self._special_text(piece) if piece.kind == "special" else piece.text
+                text = self._special_text(piece.text) if piece.kind == "special" else piece.text
                 start = 0
                 for match in self.special_pattern.finditer(text):
                     yield text[start : match.start()]
@@ -140,9 +143,9 @@ class TextEncoder:
                     start = match.end()
                 yield text[start:]
 
-    def _special_text(self, piece: Piece) -> str:
+    def _special_text(self, name: str) -> str:
         """Return the text of bos_token or eos_token; "" when the tokenizer has none."""
-        return getattr(self.tokenizer, piece.text) or ""
+        return getattr(self.tokenizer, name) or ""
 
     def _token_id(self, token: str) -> int:
         number = self.tokenizer.convert_tokens_to_ids(token)
@@ -193,14 +196,14 @@ class Cursor:
         self.strips_next = False  # the token before swallows white space after it
 
 
-def encoder_of(tokenizer: "PreTrainedTokenizerBase") -> TextEncoder:
+def encoder_of(tokenizer: "PreTrainedTokenizerBase", allows_control: bool = False) -> TextEncoder:
     """Return the encoder of a tokenizer, made once; adding tokens to the tokenizer gives a new one."""
-    return _cached_encoder(tokenizer, (len(tokenizer), tuple(tokenizer.all_special_tokens)))
+    return _cached_encoder(tokenizer, allows_control, (len(tokenizer), tuple(tokenizer.all_special_tokens)))
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_encoder(tokenizer: "PreTrainedTokenizerBase", state: object) -> TextEncoder:
-    return TextEncoder(tokenizer)
+def _cached_encoder(tokenizer: "PreTrainedTokenizerBase", allows_control: bool, state: object) -> TextEncoder:
+    return TextEncoder(tokenizer, allows_control)
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:

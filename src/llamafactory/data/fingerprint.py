@@ -29,6 +29,7 @@ NEUTRAL = frozenset(
         "interleave_probs",
         "mix_strategy",
         "overwrite_cache",
+        "padding_free",
         "preprocessing_batch_size",
         "preprocessing_num_workers",
         "streaming",

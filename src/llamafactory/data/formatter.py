@@ -10,30 +10,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, TypeAlias
+from itertools import islice
+from typing import TypeAlias
 
 from .conversation import RowDropped
-from .tool_utils import TOOL_FORMATS, FunctionCall, parse_calls, parse_tools
+from .pieces import Piece, Place
+from .tools import TOOL_FORMATS, Answer, CallTurn, FunctionCall, parse_calls, parse_tools
 
 
 Slot: TypeAlias = str | Mapping[str, str]
 PLACE = re.compile(r"\{\{(\w+)\}\}")
 PLACE_NAMES = frozenset({"content", "idx"})
-CALL_WORDS = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
-
-
-class Piece(NamedTuple):
-    """A stretch of rendered text. special: text names one of the tokenizer's tokens (eos_token); token: it is one."""
-
-    text: str
-    kind: Literal["literal", "content", "special", "token"] = "literal"
-
-
-class Place(NamedTuple):
-    """Where a value goes, inside a slot."""
-
-    name: str
+BARE_CALLS = re.compile(r"(?:\A|\n|(?<=>))[ \t]*(?=[\[{])")
+MAX_TRIES = 20  # places at which bare JSON may begin; more are not looked at
 
 
 @dataclass(frozen=True)
@@ -103,10 +92,10 @@ class FunctionFormatter(StringFormatter):
     tool_format: str = "default"
 
     def fillings(self, values: Mapping[str, str]) -> dict[str, list[Piece]]:
-        """Put the calls into the syntax; text before them stays in front."""
-        thought, calls = split_calls(values["content"])
-        text = thought + TOOL_FORMATS.get(self.tool_format).render_calls(calls)
-        return super().fillings({**values, "content": text})
+        """Put the calls into the syntax, text around them kept; `tools` (JSON) tells which arguments are text."""
+        tools = parse_tools(values.get("tools", ""))
+        pieces = TOOL_FORMATS.get(self.tool_format).turn_pieces(split_calls(values["content"]), tools)
+        return {**super().fillings(values), "content": pieces}
 
 
 @dataclass(frozen=True)
@@ -116,17 +105,25 @@ class ToolFormatter(Formatter):
     tool_format: str = "default"
 
     def pieces(self, **values: str) -> list[Piece]:
-        """Describe the tools given as a JSON list in `content`; no tools give no pieces."""
-        return [Piece(text, "content") for text in self.apply(**values) if isinstance(text, str) and text]
+        """Describe the tools given as a JSON list in `content`; no tools give no pieces.
+
+        `system` is the system prompt in front of them; some syntaxes need something in between.
+        """
+        tools = parse_tools(values["content"])
+        pieces = TOOL_FORMATS.get(self.tool_format).tool_pieces(tools, bool(values.get("system"))) if tools else []
+        return [piece for piece in pieces if piece.text]
 
     def apply(self, **values: str) -> list[Slot]:
         """Return the description as one slot; it is empty when there are no tools."""
-        tools = parse_tools(values["content"])
-        return [TOOL_FORMATS.get(self.tool_format).render_tools(tools) if tools else ""]
+        return ["".join(piece.text for piece in self.pieces(**values))]
 
-    def extract(self, content: str) -> str | list[FunctionCall]:
+    def extract(self, content: str, tools: str = "") -> str | list[FunctionCall]:
         """Read tool calls out of what a model wrote; text without well-formed calls comes back as it is."""
-        return TOOL_FORMATS.get(self.tool_format).parse(content) or content
+        return self.read(content, tools).calls or content
+
+    def read(self, content: str, tools: str = "") -> Answer:
+        """Split what a model wrote into text and calls; the tools (JSON) tell which arguments are text."""
+        return TOOL_FORMATS.get(self.tool_format).read(content, parse_tools(tools))
 
 
 def cut_slot(slot: Slot) -> tuple[Piece | Place, ...]:
@@ -150,15 +147,21 @@ def fill_places(parts: Sequence[Piece | Place], fillings: Mapping[str, list[Piec
     return filled
 
 
-def split_calls(content: str) -> tuple[str, list[FunctionCall]]:
-    """Split the content of a function turn into the text in front and the calls, which are written as JSON."""
-    wrapped = CALL_WORDS.findall(content)
-    if wrapped:
-        thought = content[: content.index("<tool_call>")]
-    else:
-        thought = "".join(THOUGHT.findall(content))
-        wrapped = [content[len(thought) :]]
+def split_calls(content: str) -> CallTurn:
+    """Split the content of a function turn into calls, which are written as JSON, and the text around them.
+
+    The calls stand between `<tool_call>` tags, or are the rest of the content from the start of a line on.
+    """
     try:
-        return thought, [call for body in wrapped for call in parse_calls(body)]
-    except ValueError:
-        raise RowDropped("a function turn is not JSON with name and arguments") from None
+        blocks = list(TOOL_FORMATS.get("qwen").find_calls(content, ()))
+    except (ValueError, RecursionError):
+        blocks = []
+    if blocks:
+        calls = [call for block in blocks for call in block.calls]
+        return CallTurn(content[: blocks[0].start], calls, content[blocks[-1].end :].strip())
+    for match in islice(BARE_CALLS.finditer(content), MAX_TRIES):
+        try:
+            return CallTurn(content[: match.end()], parse_calls(content[match.end() :]))
+        except ValueError:
+            continue
+    raise RowDropped("a function turn is not JSON with name and arguments")

@@ -18,10 +18,10 @@ from ..extras.errors import UserError
 from .conversation import RESPONSE_ROLES, Conversation, Message, Role, RowDropped
 from .encoding import TextEncoder, encoder_of
 from .formatter import Piece, split_calls
-from .jinja_writer import quote
+from .jinja_tools import quote
 from .rendering import RenderedTurn, Rendering, Template
 from .special_tokens import fill_special_tokens
-from .tool_utils import parse_tools
+from .tools import parse_tools
 
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ PROBE = Conversation(
 class JinjaTemplate(Template):
     """The chat template that the tokenizer brings."""
 
-    enable_thinking: bool | None = None
-    preserve_thinking: bool = False
+    enable_thinking: bool | None = None  # the template's own default
 
     def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
         """Render the conversation and cut the text at the bounds of the answers."""
@@ -84,7 +83,7 @@ class JinjaTemplate(Template):
         fill_special_tokens(tokenizer)
         if self.default_system and isinstance(tokenizer.chat_template, str):
             tokenizer.chat_template = DEFAULT_SYSTEM.format(quote(self.default_system)) + tokenizer.chat_template
-        encoder = encoder_of(tokenizer)
+        encoder = encoder_of(tokenizer, self.allow_special_tokens)
         try:
             rendering = self.render(encoder, PROBE)
         except RowDropped as reason:
@@ -188,10 +187,10 @@ class ContentGuard:
             return {"role": "tool", "content": self.hide(message.content)}
         if message.role is not Role.FUNCTION:
             return {"role": str(message.role), "content": self.hide(message.content)}
-        thought, calls = split_calls(message.content)
-        functions = [{"name": call.name, "arguments": json.loads(self.hide(call.arguments))} for call in calls]
+        turn = split_calls(message.content)
+        functions = [{"name": call.name, "arguments": json.loads(self.hide(call.arguments))} for call in turn.calls]
         tool_calls = [{"type": "function", "function": function} for function in functions]
-        return {"role": "assistant", "content": self.hide(thought), "tool_calls": tool_calls}
+        return {"role": "assistant", "content": self.hide(turn.before + turn.after), "tool_calls": tool_calls}
 
     def as_tools(self, tools: str) -> list[dict[str, Any]] | None:
         """Write the tools as Jinja templates expect them."""

@@ -2,28 +2,30 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 from ..extras.errors import UserError
+from .data_files import DataFile
 
 
 CHUNK = 1 << 20
 SPACE = " \t\r\n"
 
 
-def read_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, row) of a file that holds a JSON list of objects, or one object per line."""
-    with path.open(encoding="utf-8-sig") as stream:
-        try:
-            for line, row in _read_list(stream) if _starts_with_list(stream) else _read_lines(stream):
+    try:
+        with file.open_text() as head:  # opened twice, because packed files cannot go back
+            read = _read_list if _starts_with_list(head) else _read_lines
+        with file.open_text() as stream:
+            for line, row in read(stream):
                 if not isinstance(row, dict):
-                    raise UserError(f"{path}, line {line}: a row must be a JSON object, not {shorten(row)}.")
+                    raise UserError(f"{file}, line {line}: a row must be a JSON object, not {shorten(row)}.")
                 yield line, row
-        except JSONLineError as error:
-            raise UserError(f"{path}, line {error.line}: {error}; mend the JSON of this row.") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+    except JSONLineError as error:
+        raise UserError(f"{file}, line {error.line}: {error}; mend the JSON of this row.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
 
 
 def shorten(value: object, limit: int = 60) -> str:
@@ -91,11 +93,9 @@ class Buffer:
 
 
 def _starts_with_list(stream: TextIO) -> bool:
-    start = stream.tell()
     character = " "
     while character and character in SPACE:
         character = stream.read(1)
-    stream.seek(start)
     return character == "["
 
 

@@ -4,12 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from ..extras.constants import IGNORE_INDEX
-from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..extras.registry import Registry
+from .fingerprint import digest
+from .mixing import Part, end_to_end, hold_out, mix, select_rows, split_dataset
 from .preparation import RowMaker
-from .processor import DatasetProcessor, SupervisedDatasetProcessor, UnsupervisedDatasetProcessor
+from .processor import (
+    DatasetProcessor,
+    FeedbackDatasetProcessor,
+    PairwiseDatasetProcessor,
+    PretrainDatasetProcessor,
+    SupervisedDatasetProcessor,
+    UnsupervisedDatasetProcessor,
+)
 from .rendering import Template
+from .report import PreparationReport
 from .store import HASH
 from .tokenized import load_tokenized, save_tokenized
 
@@ -20,9 +29,21 @@ if TYPE_CHECKING:
 
     from ..hparams import DataArguments, ModelArguments, TrainingArguments
 
+__all__ = ["PROCESSORS", "DatasetModule", "get_dataset", "split_dataset"]
+
 logger = get_logger(__name__)
 
-PROCESSORS: Registry[type[DatasetProcessor]] = Registry("stage", {"sft": SupervisedDatasetProcessor})
+PROCESSORS: Registry[type[DatasetProcessor]] = Registry(
+    "stage",
+    {
+        "pt": PretrainDatasetProcessor,
+        "sft": SupervisedDatasetProcessor,
+        "rm": PairwiseDatasetProcessor,
+        "dpo": PairwiseDatasetProcessor,
+        "kto": FeedbackDatasetProcessor,
+        "ppo": UnsupervisedDatasetProcessor,
+    },
+)
 SHOWN_CHARACTERS = 600
 
 
@@ -38,6 +59,8 @@ class DatasetModule(TypedDict):
 
     train_dataset: "Dataset | None"
     eval_dataset: "Dataset | dict[str, Dataset] | None"
+    reports: NotRequired[list[PreparationReport]]
+    """What became of the rows of each dataset, those to learn first; missing when rows came from tokenized_path."""
 
 
 def get_dataset(
@@ -50,64 +73,34 @@ def get_dataset(
 ) -> DatasetModule:
     """Return the rows of a run; with predict_with_generate, eval_dataset holds prompts, and answers as labels."""
     tokenizer = tokenizer_module["tokenizer"]
-    maker = RowMaker(template, tokenizer, model_args, data_args, training_args.seed)
+    maker = RowMaker(template, tokenizer, model_args, data_args)
     setting = maker.setting | {"stage": stage, "predict_with_generate": training_args.predict_with_generate}
+    setting["mixing"] = digest([data_args.mix_strategy, data_args.interleave_probs])
     stored = load_tokenized(data_args.tokenized_path, setting)
     if stored is not None:
         return DatasetModule(train_dataset=stored.get("train"), eval_dataset=stored.get("eval"))
 
     learn = PROCESSORS.get(stage)
     measure = UnsupervisedDatasetProcessor if training_args.predict_with_generate else learn
-    train = concatenate(maker.make_all(data_args.dataset, learn))
+    seed = training_args.seed
+    parts = maker.make_all(data_args.dataset, learn)
     evals = maker.make_all(data_args.eval_dataset, measure)
-    if train is not None and data_args.val_size > 0 and not evals:
-        train, held_out = split_dataset(train, data_args.val_size)
+    if parts and data_args.val_size > 0 and not evals:
+        parts, held_out = hold_out(parts, data_args.val_size)
         if measure is not learn:
-            prompts = concatenate(maker.make_all(data_args.dataset, measure))
-            held_out = same_rows(prompts, held_out) if prompts is not None else held_out
-        evals = {"validation": held_out}
+            prompts = end_to_end(maker.make_all(data_args.dataset, measure, num_samples=False), seed)
+            held_out = held_out if prompts is None else select_rows(prompts, held_out, are_in=True)
+        evals = [Part("validation", held_out)]
 
-    train = strip(train)
+    train = strip(mix(parts, data_args.mix_strategy, data_args.interleave_probs, seed))
     if data_args.eval_on_each_dataset and data_args.eval_dataset:
-        evaluation = {name: strip(rows) for name, rows in evals.items()}
+        evaluation = {part.name: strip(end_to_end([part], seed)) for part in evals}
     else:
-        evaluation = strip(concatenate(evals))
+        evaluation = strip(end_to_end(evals, seed))
     save_tokenized(data_args.tokenized_path, setting, {"train": train, "eval": evaluation})
     if train is not None:
         logger.info(f"First row: {show_row(tokenizer, train[0])}")
-    return DatasetModule(train_dataset=train, eval_dataset=evaluation)
-
-
-def split_dataset(dataset: "Dataset", val_size: float) -> tuple["Dataset", "Dataset"]:
-    """Split rows into (train, validation) by the hash of their content; equal rows stay on one side.
-
-    Which rows are held out depends on nothing but the rows, so it is the same on every rank and after a resume.
-    """
-    import numpy as np
-
-    wanted = int(val_size) if val_size >= 1 else max(1, round(len(dataset) * val_size))
-    hashes = np.asarray(dataset.with_format("numpy")[HASH])
-    unique, counts = np.unique(hashes, return_counts=True)
-    num_groups = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
-    is_held = np.isin(hashes, unique[:num_groups])
-    if num_groups >= len(unique):
-        raise UserError(f"val_size {val_size:g} leaves nothing to train on: there are {len(dataset)} rows; lower it.")
-    return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))
-
-
-def same_rows(dataset: "Dataset", others: "Dataset") -> "Dataset":
-    """Return the rows of dataset whose content stands in others too."""
-    import numpy as np
-
-    hashes = np.asarray(dataset.with_format("numpy")[HASH])
-    return dataset.select(np.flatnonzero(np.isin(hashes, np.asarray(others.with_format("numpy")[HASH]))))
-
-
-def concatenate(parts: Mapping[str, "Dataset"]) -> "Dataset | None":
-    """Put datasets end to end; None when there are none."""
-    from datasets import concatenate_datasets
-
-    return concatenate_datasets(list(parts.values())) if parts else None
+    return DatasetModule(train_dataset=train, eval_dataset=evaluation, reports=maker.reports)
 
 
 def strip(dataset: Any) -> Any:
@@ -118,13 +111,17 @@ def strip(dataset: Any) -> Any:
 def show_row(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Sequence[int]]) -> str:
     """Show a row as text with the learned stretches in [[ ]]."""
     stretches: list[tuple[bool, list[int]]] = []
-    for number, label in zip(row["input_ids"], row["labels"], strict=True):
+    prefix = "chosen_" if "chosen_input_ids" in row else ""
+    ids, labels = row[f"{prefix}input_ids"], row[f"{prefix}labels"]
+    if len(ids) != len(labels):
+        labels = [IGNORE_INDEX] * len(ids)  # a prompt, with its answer aside
+    for number, label in zip(ids, labels, strict=True):
         is_learned = label != IGNORE_INDEX
         if not stretches or stretches[-1][0] != is_learned:
             stretches.append((is_learned, []))
         stretches[-1][1].append(number)
     texts = [(is_learned, str(tokenizer.decode(ids))) for is_learned, ids in stretches]
     text = "".join(f"[[{part}]]" if is_learned else part for is_learned, part in texts).replace("\n", "\\n")
-    num_learned = sum(label != IGNORE_INDEX for label in row["labels"])
+    num_learned = sum(label != IGNORE_INDEX for label in labels)
     cut = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
-    return f"{len(row['input_ids'])} tokens, {num_learned} learned (in [[ ]]): {cut}"
+    return f"{len(ids)} tokens, {num_learned} learned (in [[ ]]): {cut}"

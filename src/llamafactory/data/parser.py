@@ -16,12 +16,12 @@ from ..extras.env import Env, read_env
 from ..extras.errors import UserError
 from ..extras.logging import get_logger, notice_once
 from ..extras.registry import MAX_LISTED, did_you_mean
+from .data_files import FILE_TYPES, file_type, find_local
 
 
 logger = get_logger(__name__)
 
 Origin = Literal["file", "hf_hub", "ms_hub", "om_hub", "cloud_file", "script"]
-FILE_TYPES = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
 COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools")
 COLUMNS += ("images", "videos", "audios", "chosen", "rejected", "kto_tag")
 TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
@@ -46,9 +46,11 @@ OTHER_ORIGINS: tuple[tuple[str, Origin], ...] = (
     ("file_name", "file"),
 )
 PREFERENCE: tuple[Origin, ...] = ("hf_hub", "ms_hub", "om_hub", "script", "cloud_file", "file")
+CLOUD_URL = re.compile(r"[a-z][a-z0-9+]+://")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 KEYS = {key for key, _ in (*HUBS, *OTHER_ORIGINS)} | {"columns", "tags", "values"}
-KEYS |= {"formatting", "ranking", "subset", "split", "folder", "num_samples"}
+PLAIN_KEYS = ("ranking", "subset", "split", "folder", "num_samples", "weight", "values")
+KEYS |= {"formatting", *PLAIN_KEYS}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class DatasetAttr:
     split: str = "train"
     folder: str | None = None
     num_samples: int | None = None
+    weight: float | None = None
     values: Mapping[str, str] = field(default_factory=dict)
     prompt: str | None = "instruction"
     query: str | None = "input"
@@ -95,25 +98,42 @@ def get_dataset_list(names: Iterable[str] | None, dataset_dir: str | Mapping[str
     """Turn what the user listed into DatasetAttr rows."""
     names = [name.strip() for name in names or () if name.strip()]
     if isinstance(dataset_dir, str) and dataset_dir == "ONLINE":
-        return [DatasetAttr("hf_hub", name, name=name, is_detected=True) for name in names]
+        return [DatasetAttr(pick_hub(read_env()), name, name=name, is_detected=True) for name in names]
 
     folder = dataset_dir if isinstance(dataset_dir, str) else ""
     table: Mapping[str, Any] | None = None
     rows: list[DatasetAttr] = []
     for name in names:
-        path = find_path(name, folder)
-        if path is None or Path(name).suffix.lstrip(".").lower() not in FILE_TYPES:
+        attr = None
+        if file_type(name) not in FILE_TYPES and not CLOUD_URL.match(name):  # a listed name is stronger than a folder
             table = read_dataset_info(dataset_dir) if table is None else table
-            if name in table:
-                rows.append(read_entry(name, table[name], folder))
-                continue
-        if path is not None:
-            rows.append(DatasetAttr("file", str(path), name=name, is_detected=True))
-        elif HUB_ID.fullmatch(name) and Path(name).suffix.lstrip(".").lower() not in FILE_TYPES:
-            rows.append(DatasetAttr("hf_hub", name, name=name, is_detected=True))
-        else:
+            attr = read_entry(name, table[name], folder) if name in table else None
+        attr = attr or read_place(name, folder)
+        if attr is None:
             raise UserError(describe_unknown(name, table or {}, folder))
+        rows.append(attr)
     return rows
+
+
+def read_place(name: str, folder: str) -> DatasetAttr | None:
+    """Take a name for what it looks like: a URL of a cloud store, a path, a pattern, or the id of a hub dataset."""
+    path = find_path(name, folder)
+    if CLOUD_URL.match(name):
+        place: tuple[Origin, str] = ("cloud_file", name)
+    elif path is not None:
+        place = ("file", path)
+    elif HUB_ID.fullmatch(name) and file_type(name) not in FILE_TYPES:
+        place = (pick_hub(read_env()), name)
+    else:
+        return None
+    return DatasetAttr(*place, name=name, is_detected=True)
+
+
+def pick_hub(env: Env) -> Origin:
+    """Return the hub whose ids are meant when nothing else says so."""
+    if env.use_modelscope_hub:
+        return "ms_hub"
+    return "om_hub" if env.use_openmind_hub else "hf_hub"
 
 
 def read_dataset_info(dataset_dir: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,10 +183,20 @@ def read_entry(name: str, entry: object, folder: str, env: Env | None = None) ->
     values = entry.get("values") or {}
     if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
         raise UserError(f"{where}, 'values', must be an object of texts, not {values!r}.")
-    plain = {
-        key: entry[key] for key in ("ranking", "subset", "split", "folder", "num_samples", "values") if key in entry
-    }
+    check_amounts(where, entry)
+    plain = {key: entry[key] for key in PLAIN_KEYS if key in entry}
     return DatasetAttr(origin, source, formatting, name, **plain, **names)
+
+
+def check_amounts(where: str, entry: Mapping[str, Any]) -> None:
+    """Refuse a num_samples or weight that counts nothing, and both at once."""
+    num_samples, weight = entry.get("num_samples"), entry.get("weight")
+    if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
+        raise UserError(f"{where} has num_samples {num_samples!r}; give a whole number from 1 on.")
+    if weight is not None and (type(weight) not in (int, float) or not 0 < weight < float("inf")):
+        raise UserError(f"{where} has weight {weight!r}; give a number above 0.")
+    if num_samples is not None and weight is not None:
+        raise UserError(f"{where} has both num_samples and weight, which say the same thing twice; remove one.")
 
 
 def find_origin(where: str, entry: Mapping[str, Any], env: Env) -> tuple[Origin, str]:
@@ -188,23 +218,18 @@ def check_keys(where: str, mapping: object, known: Iterable[str]) -> None:
             raise UserError(f"{where} has the unknown key {key!r}.{did_you_mean(key, known)}")
 
 
-def find_path(name: str, folder: str) -> Path | None:
-    """Return the file or folder that name is a path of, seen from here or from the dataset folder."""
+def find_path(name: str, folder: str) -> str | None:
+    """Return the path or pattern that has files of rows, seen from here or from the dataset folder."""
     for path in (Path(name).expanduser(), Path(folder) / name):
-        if path.is_file() or (path.is_dir() and any(is_data_file(child) for child in path.iterdir())):
-            return path
+        if find_local(str(path)):
+            return str(path)
     return None
-
-
-def is_data_file(path: Path) -> bool:
-    """Tell whether a path ends like a file of rows."""
-    return path.suffix.lstrip(".").lower() in FILE_TYPES and path.name != DATASET_INFO
 
 
 def describe_unknown(name: str, table: Mapping[str, Any], folder: str) -> str:
     """Say in one sentence what is wrong with a dataset's name."""
     info = Path(folder) / DATASET_INFO
-    if Path(name).suffix.lstrip(".").lower() in FILE_TYPES:
+    if file_type(name) in FILE_TYPES:
         return f"The dataset file {name!r} does not exist, neither here nor in {folder!r}; check the path."
     if not table:
         return f"Unknown dataset {name!r}: there is no {info}; set dataset_dir, or give the path of a file."

@@ -1,8 +1,11 @@
 """From the name of a dataset to its encoded rows on disk, one dataset at a time."""
 
+import gc
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -10,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 from ..extras.env import read_env
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
-from .conversation import Conversation, FieldError, RowDropped
+from .conversation import Conversation, FieldError, RowDropped, RowOverlong
 from .converter import check_columns, detect_layout, get_dataset_converter
 from .fingerprint import code_digest, digest, options_of, tokenizer_digest
+from .hubs import Access
+from .mixing import Part
 from .parser import DatasetAttr, get_dataset_list
-from .processor import DatasetProcessor
+from .processor import DatasetProcessor, Learns, ProcessedRow
+from .progress import counted
 from .rendering import Template
 from .report import PreparationReport
 from .sources import Row, Source, open_source
 from .store import HashedRow, prepared
-from .workers import process_batches
+from .workers import WorkerDiedError, process_batches
 
 
 if TYPE_CHECKING:
@@ -39,7 +45,8 @@ class RowMaker:
     tokenizer: "PreTrainedTokenizerBase"
     model_args: "ModelArguments"
     data_args: "DataArguments"
-    seed: int
+    reports: list[PreparationReport] = field(default_factory=list)
+    """One for each dataset that was made, in that order."""
 
     @cached_property
     def setting(self) -> dict[str, Any]:
@@ -51,28 +58,33 @@ class RowMaker:
             "code": code_digest(),
         }
 
-    def make_all(self, names: Iterable[str] | None, kind: type[DatasetProcessor]) -> dict[str, "Dataset"]:
-        """Return the rows of each dataset by name; a name that is listed twice counts twice."""
-        rows: dict[str, Dataset] = {}
+    def make_all(
+        self, names: Iterable[str] | None, kind: type[DatasetProcessor], *, num_samples: bool = True
+    ) -> list[Part]:
+        """Return the rows of each dataset; a name that is listed twice counts twice."""
+        parts: list[Part] = []
         for attr in get_dataset_list(names, self.data_args.dataset_dir):
             name = str(attr)
-            while name in rows:
+            while name in {part.name for part in parts}:
                 name += "+"
-            rows[name] = self.make(attr, kind)
-        return rows
+            parts.append(Part(name, self.make(attr, kind), attr.num_samples if num_samples else None, attr.weight))
+        return parts
 
     def make(self, attr: DatasetAttr, kind: type[DatasetProcessor]) -> "Dataset":
         """Return the rows of one dataset, from the store when nothing has changed."""
-        source = open_source(attr, self.model_args.cache_dir, self.model_args.hf_hub_token)
-        key = digest(self.setting | {"rows": source.digest, "attr": repr(attr), "kind": kind.__name__})
+        source = open_source(attr, Access.of(self.model_args))
+        layout = replace(attr, num_samples=None, weight=None)  # they count rows, and do not change any
+        key = digest(self.setting | {"rows": source.digest, "attr": repr(layout), "kind": kind.__name__})
         processor = kind(self.template, self.tokenizer, self.data_args)
-        rows, report, is_hit = prepared(
-            key, lambda: self.build(attr, source, processor), self.data_args.overwrite_cache
-        )
+        with rare_collections():
+            rows, report, is_hit = prepared(
+                key, lambda: self.build(attr, source, processor), self.data_args.overwrite_cache
+            )
+        self.reports.append(report)
         say(report, is_hit)
         if not report.num_kept:
             raise UserError(f"No row of the dataset {attr} can be used: {report.describe_dropped()}.")
-        return rows if attr.num_samples is None else self.resample(rows, attr.num_samples)
+        return rows
 
     def build(
         self, attr: DatasetAttr, source: Source, processor: DatasetProcessor
@@ -80,40 +92,65 @@ class RowMaker:
         """Return an empty report and the batches of rows; the report is filled while the batches are read."""
         report = PreparationReport(str(attr), self.data_args.cutoff_len)
         logger.info(f"Preparing the dataset {attr} ...")
-        return report, self._encode(attr, source, processor, report)
-
-    def resample(self, rows: "Dataset", num_samples: int) -> "Dataset":
-        """Draw exactly num_samples rows; each comes up again only when all have come up."""
-        import numpy as np
-
-        generator = np.random.default_rng(self.seed)
-        rounds = [generator.permutation(len(rows)) for _ in range(-(-num_samples // len(rows)))]
-        return rows.select(np.concatenate(rounds)[:num_samples])
+        return report, counted(self._encode(attr, source, processor, report), f"Preparing {attr}")
 
     def _encode(
         self, attr: DatasetAttr, source: Source, processor: DatasetProcessor, report: PreparationReport
     ) -> Iterator[list[HashedRow]]:
-        pending: list[list[tuple[Conversation, str]]] = []  # what is with the processor, oldest first
+        pending: deque[list[tuple[Conversation, str]]] = deque()  # what is with the processor, oldest first
 
         def feed() -> Iterator[list[Conversation]]:
-            conversations = read_conversations(attr, islice(source.read(), self.data_args.max_samples), report)
+            rows = islice(source.read(), self.data_args.max_samples)
+            conversations = read_conversations(attr, rows, report, processor.learns)
             while batch := list(islice(conversations, self.data_args.preprocessing_batch_size)):
                 pending.append(batch)
                 yield [conversation for conversation, _ in batch]
 
-        for results in process_batches(processor, feed(), self.data_args.preprocessing_num_workers or 1):
-            kept: list[HashedRow] = []
-            for (conversation, where), row in zip(pending.pop(0), results, strict=True):
-                if isinstance(row, RowDropped):
-                    report.drop(row, where)
-                else:
-                    report.keep(row)
-                    kept.append((row, hash_of(conversation)))
-            yield kept
+        workers = self.data_args.preprocessing_num_workers or 1
+        threads = 2 if self.tokenizer.is_fast else 1  # a slow tokenizer is Python, which threads would only slow down
+        try:
+            for results in process_batches(processor, feed(), workers, num_threads=threads):
+                yield list(self._keep(zip(pending.popleft(), results, strict=True), report))
+        except WorkerDiedError as death:
+            rows = f", at work on the rows from {pending[0][0][1]} to {pending[-1][-1][1]}"
+            raise WorkerDiedError(death.worker_code, rows) from None
+
+    def _keep(
+        self, results: Iterable[tuple[tuple[Conversation, str], ProcessedRow | RowDropped]], report: PreparationReport
+    ) -> Iterator[HashedRow]:
+        """Yield the rows that are used, and count all."""
+        for (conversation, where), result in results:
+            row = self._settle(result, where)
+            if isinstance(row, RowDropped):
+                report.drop(row, where)
+            else:
+                report.keep(row)
+                yield row, hash_of(conversation)
+
+    def _settle(self, row: ProcessedRow | RowDropped, where: str) -> ProcessedRow | RowDropped:
+        """Apply on_overlong to a row that was cut."""
+        is_overlong = isinstance(row, RowOverlong) if isinstance(row, RowDropped) else row.is_truncated
+        if not is_overlong or self.data_args.on_overlong == "truncate":
+            return row
+        reason = f"longer than cutoff_len {self.data_args.cutoff_len}"
+        if self.data_args.on_overlong == "drop":
+            return RowDropped(reason)
+        raise UserError(f"{where}: the row is {reason}, and on_overlong is error; raise cutoff_len or mend the row.")
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Look for unreachable cycles seldom: rows make none, and looking as often as usual costs a third more time."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
 
 
 def read_conversations(
-    attr: DatasetAttr, rows: Iterator[Row], report: PreparationReport
+    attr: DatasetAttr, rows: Iterator[Row], report: PreparationReport, learns: Learns = "answers"
 ) -> Iterator[tuple[Conversation, str]]:
     """Convert rows; those that cannot be used are counted in the report."""
     first = next(rows, None)
@@ -122,7 +159,7 @@ def read_conversations(
     if attr.is_detected:
         attr = detect_layout(first.values, attr)
         logger.info(f"The dataset {attr} is read as {describe_layout(attr)}.")
-    check_stage(attr)
+    check_stage(attr, learns)
     check_columns(first.values, attr)
 
     convert = get_dataset_converter(attr.formatting, attr)
@@ -136,22 +173,30 @@ def read_conversations(
             raise UserError(f"{row.where}: {error}.") from None
 
 
-def check_stage(attr: DatasetAttr) -> None:
-    """Refuse data that supervised fine-tuning on text cannot learn from."""
+def check_stage(attr: DatasetAttr, learns: Learns = "answers") -> None:
+    """Refuse data that the stage cannot learn from."""
     media = [name for name in (attr.images, attr.videos, attr.audios) if name]
     if media:
         raise UserError(f"The dataset {attr} has media in {', '.join(media)}; this version learns from text only.")
-    if attr.ranking:
+    if learns == "pairs" and not attr.ranking:
+        raise UserError(f"The dataset {attr} has no preference pairs, which the stage needs; its entry says ranking.")
+    if learns == "marks" and not attr.kto_tag:
+        raise UserError(f"The dataset {attr} has no marks of good and bad answers; name their column as kto_tag.")
+    if attr.ranking and learns != "pairs":
         raise UserError(f"The dataset {attr} holds preference pairs; stage sft needs one answer a row.")
-    if attr.kto_tag:
+    if attr.kto_tag and learns == "answers":
         raise UserError(f"The dataset {attr} holds answers marked good or bad; stage sft would learn both alike.")
 
 
 def describe_layout(attr: DatasetAttr) -> str:
     """Say which columns were found to mean what."""
-    if attr.formatting != "alpaca":
-        return f"{attr.formatting} (turns in {attr.messages!r} with {attr.role_tag!r} and {attr.content_tag!r})"
-    return f"alpaca (prompt {attr.prompt!r}, query {attr.query!r}, response {attr.response!r})"
+    if attr.formatting == "alpaca":
+        roles = {"prompt": attr.prompt, "query": attr.query, "response": attr.response, "history": attr.history}
+    else:
+        roles = {"turns": attr.messages, "role": attr.role_tag, "content": attr.content_tag}
+    roles |= {"system": attr.system, "tools": attr.tools}
+    roles |= {"chosen": attr.chosen, "rejected": attr.rejected, "good or bad": attr.kto_tag}
+    return f"{attr.formatting} ({', '.join(f'{role} {name!r}' for role, name in roles.items() if name)})"
 
 
 def say(report: PreparationReport, is_hit: bool) -> None:
@@ -167,6 +212,8 @@ def hash_of(conversation: Conversation) -> int:
         conversation.system,
         conversation.tools,
         *(text for message in conversation.messages for text in (str(message.role), message.content)),
+        *([conversation.rejected.content] if conversation.rejected else []),
+        *([] if conversation.is_good is None else [str(conversation.is_good)]),
     )
     data = "\x00".join(parts).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)

@@ -5,7 +5,7 @@ All ids of an encoded conversation, in order, are the ids of the whole text; lab
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..extras.errors import UserError
@@ -59,6 +59,12 @@ class Template(ABC):
     stop_words: tuple[str, ...] = ()
     efficient_eos: bool = False
     """The end-of-text token is not part of an answer; it closes the whole row, once."""
+    allow_special_tokens: bool = False
+    """Control tokens that stand in the texts of a conversation count as such."""
+    enable_thinking: bool | None = True
+    """False takes all thoughts away; False and None put an empty thought where the prompt ends."""
+    preserve_thinking: bool = False
+    """Keeps the thoughts of answers before the last question."""
 
     @abstractmethod
     def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
@@ -72,11 +78,15 @@ class Template(ABC):
     def with_tool_format(self, tool_format: str) -> Self:
         """Return the same template with another syntax for tools and calls."""
 
+    def with_thinking(self, enable_thinking: bool | None, preserve_thinking: bool) -> Self:
+        """Return the same template with other rules for the thoughts of reasoning models."""
+        return replace(self, enable_thinking=enable_thinking, preserve_thinking=preserve_thinking)
+
     def encode_conversations(
         self, tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Conversation]
     ) -> list[EncodedConversation | RowDropped]:
         """Encode many conversations at once; one that cannot be rendered gives its reason instead."""
-        encoder = encoder_of(tokenizer)
+        encoder = encoder_of(tokenizer, self.allow_special_tokens)
         renderings = [self._try_render(encoder, conversation) for conversation in conversations]
         rows = [_chunks_of(rendering) for rendering in renderings if isinstance(rendering, Rendering)]
         encoded = iter(encoder.encode(rows))
@@ -128,6 +138,10 @@ class Template(ABC):
         vocabulary = tokenizer.get_vocab()
         words = (tokenizer.eos_token, *self.stop_words)
         return list(dict.fromkeys(vocabulary[word] for word in words if word in vocabulary))
+
+    def get_ollama_modelfile(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return the text of an Ollama Modelfile; only named templates can be written as one."""
+        raise UserError("An Ollama Modelfile is written from a named template; name one, for instance chatml.")
 
     def _try_render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering | RowDropped:
         try:

@@ -63,18 +63,34 @@ def write_rows(path: Path, batches: Iterable[list[HashedRow]]) -> None:
     """Write rows as an Arrow stream."""
     import pyarrow as pa
 
-    ids = pa.list_(pa.int32())
-    schema = pa.schema({"input_ids": ids, "attention_mask": pa.list_(pa.int8()), "labels": ids, HASH: pa.int64()})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in batches:
-            rows = [row for row, _ in batch]
-            columns = [
-                list_array([row.input_ids for row in rows], pa.int32()),
-                list_array([[1] * len(row.input_ids) for row in rows], pa.int8()),
-                list_array([row.labels for row in rows], pa.int32()),
-                pa.array([number for _, number in batch], pa.int64()),
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+    filled = filter(None, batches)  # a batch without rows does not know its columns
+    first = next(filled, [])
+    with pa.OSFile(str(path), "wb") as sink:
+        table = columns_of(first)
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_batch(table)
+            for batch in filled:
+                writer.write_batch(columns_of(batch))
+
+
+def columns_of(batch: Sequence[HashedRow]) -> Any:
+    """Make an Arrow batch of rows, which are of one kind."""
+    import numpy as np
+    import pyarrow as pa
+
+    prefix, more = (batch[0][0].prefix, batch[0][0].more or {}) if batch else ("", {})
+    input_ids = list_array([row.input_ids for row, _ in batch], pa.int32())
+    ones = pa.array(np.ones(len(input_ids.values), dtype=np.int8))
+    columns: dict[str, Any] = {
+        f"{prefix}input_ids": input_ids,
+        f"{prefix}attention_mask": pa.ListArray.from_arrays(input_ids.offsets, ones),
+        f"{prefix}labels": list_array([row.labels for row, _ in batch], pa.int32()),
+    }
+    for name, sample in more.items():
+        values: list[Any] = [(row.more or {})[name] for row, _ in batch]
+        columns[name] = pa.array(values, pa.bool_()) if isinstance(sample, bool) else list_array(values, pa.int32())
+    columns[HASH] = pa.array([number for _, number in batch], pa.int64())
+    return pa.record_batch(columns)
 
 
 def list_array(lists: Sequence[Sequence[int]], kind: Any) -> Any:

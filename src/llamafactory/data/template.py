@@ -11,7 +11,7 @@ from ..extras.logging import get_logger, notice_once
 from ..extras.registry import Registry
 from .jinja_template import JinjaTemplate
 from .rendering import Template
-from .slot_template import load_templates
+from .template_files import load_templates
 
 
 if TYPE_CHECKING:
@@ -32,10 +32,8 @@ TEMPLATES: Registry[Template] = Registry("template", load_templates())
 def get_template_and_fix_tokenizer(tokenizer: "PreTrainedTokenizerBase", data_args: "DataArguments") -> Template:
     """Pick the template of a run and make the tokenizer fit it."""
     template = pick_template(tokenizer, data_args.template)
-    if isinstance(template, JinjaTemplate):
-        template = replace(
-            template, enable_thinking=data_args.enable_thinking, preserve_thinking=data_args.preserve_thinking
-        )
+    template = template.with_thinking(data_args.enable_thinking, data_args.preserve_thinking)
+    template = replace(template, allow_special_tokens=data_args.allow_special_tokens)
     if data_args.default_system is not None:
         template = replace(template, default_system=data_args.default_system)
     if data_args.tool_format:

@@ -18,6 +18,7 @@ COMPARED = {
     "template": "the template",
     "tokenizer": "the tokenizer",
     "options": "the data arguments",
+    "mixing": "the mixing",
     "stage": "the stage",
     "predict_with_generate": "predict_with_generate",
 }

@@ -1,12 +1,14 @@
 """Batches through a processor, in order: in this process, or in several when there is much to do.
 
-The fast tokenizer uses all cores by itself, so processes pay only for large data: each has to import the libraries
-and gets its own copy of the tokenizer.
+The fast tokenizer uses all cores by itself, and threads keep it busy while rows are rendered, so processes pay only
+for large data on many cores: each has to import the libraries and gets its own copy of the tokenizer.
 """
 
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -25,15 +27,36 @@ def process_batches(
     batches: Iterator[Sequence[Conversation]],
     num_workers: int = 1,
     num_rows_before: int = ROWS_BEFORE_WORKERS,
+    num_threads: int = 2,
 ) -> Iterator[Result]:
     """Yield the rows of each batch; workers start once num_rows_before rows have been processed here."""
-    num_rows = 0
-    for batch in batches:
-        if num_workers > 1 and num_rows >= num_rows_before:
-            yield from process_in_workers(processor, chain([batch], batches), num_workers)
-            return
-        num_rows += len(batch)
-        yield processor.process(batch)
+    head = take_rows(batches, num_rows_before) if num_workers > 1 else batches
+    yield from process_in_threads(processor, head, num_threads)
+    yield from process_in_workers(processor, batches, num_workers)
+
+
+def take_rows(batches: Iterator[Sequence[Conversation]], num_rows: int) -> Iterator[Sequence[Conversation]]:
+    """Yield batches until they hold num_rows rows; the others stay in `batches`."""
+    while num_rows > 0 and (batch := next(batches, None)) is not None:
+        num_rows -= len(batch)
+        yield batch
+
+
+def process_in_threads(
+    processor: DatasetProcessor, batches: Iterator[Sequence[Conversation]], num_threads: int
+) -> Iterator[Result]:
+    """Process batches while others are read and written: encoding lets go of the interpreter, so no core is idle."""
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="preparation")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for batch in batches:
+            pending.append(pool.submit(processor.process, batch))
+            if len(pending) > num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def process_in_workers(
@@ -41,59 +64,82 @@ def process_in_workers(
 ) -> Iterator[Result]:
     """Deal the batches out in turn; every worker holds one at a time, and results are collected in the same turn."""
     context = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's locked threads
-    workers: list[tuple[BaseProcess, Connection]] = []
+    workers: deque[Worker] = deque()
     try:
         for batch in batches:
             if len(workers) < num_workers:
                 ours, theirs = context.Pipe()
-                worker = context.Process(target=work, args=(processor, theirs), daemon=True)
-                worker.start()
+                process = context.Process(target=work, args=(processor, theirs), daemon=True)
+                process.start()
                 theirs.close()
+                worker = Worker(process, ours)
             else:
-                worker, ours = workers.pop(0)
-                yield receive(worker, ours)
-            workers.append((worker, ours))
-            send(worker, ours, batch)
-        for worker, ours in workers:
-            yield receive(worker, ours)
+                worker = workers.popleft()
+                yield worker.receive()
+            workers.append(worker)
+            worker.send(batch)
+        for worker in workers:
+            yield worker.receive()
     finally:
-        for worker, ours in workers:
-            ours.close()
-            worker.terminate()
-            worker.join()
+        for worker in workers:
+            worker.connection.close()
+            worker.process.terminate()
+            worker.process.join()
 
 
 def work(processor: DatasetProcessor, connection: Connection) -> None:
-    """Process batches until the other end hangs up."""
+    """Process batches until the other end hangs up; what is wrong with the user's data or setting is sent back."""
     set_defaults({"TOKENIZERS_PARALLELISM": "false"})  # the processes share the cores already
     while True:
         try:
             batch = connection.recv()
         except EOFError:
             return
-        connection.send(processor.process(batch))
+        try:
+            connection.send(processor.process(batch))
+        except UserError as error:
+            connection.send(str(error))
 
 
-def send(worker: BaseProcess, connection: Connection, batch: Sequence[Conversation]) -> None:
-    """Give a worker its next batch."""
-    try:
-        connection.send(batch)
-    except OSError:
-        raise died(worker) from None
+@dataclass(frozen=True)
+class Worker:
+    """A process and the line to it."""
+
+    process: BaseProcess
+    connection: Connection
+
+    def send(self, batch: Sequence[Conversation]) -> None:
+        """Give the worker its next batch."""
+        try:
+            self.connection.send(batch)
+        except OSError:
+            raise died(self.process) from None
+
+    def receive(self) -> Result:
+        """Wait for the worker's rows."""
+        try:
+            result: Result | str = self.connection.recv()
+        except (EOFError, OSError):
+            raise died(self.process) from None
+        if isinstance(result, str):
+            raise UserError(result)
+        return result
 
 
-def receive(worker: BaseProcess, connection: Connection) -> Result:
-    """Wait for a worker's rows."""
-    try:
-        return connection.recv()
-    except (EOFError, OSError):
-        raise died(worker) from None
+def died(process: BaseProcess) -> "WorkerDiedError":
+    """Wait for the exit code of a worker that hung up."""
+    process.join(timeout=5)
+    return WorkerDiedError(process.exitcode)
 
 
-def died(worker: BaseProcess) -> UserError:
-    """Say that a worker is gone, and why as far as its exit code tells."""
-    worker.join(timeout=5)
-    return UserError(
-        f"A process that prepares data ended with exit code {worker.exitcode} (-9: killed, mostly for "
-        "lack of memory); lower preprocessing_num_workers or preprocessing_batch_size."
-    )
+class WorkerDiedError(UserError):
+    """A worker is gone; the exit code tells why, as far as anything does."""
+
+    def __init__(self, exit_code: int | None, rows: str = "") -> None:
+        is_killed = exit_code is not None and exit_code < 0
+        cause = "killed, mostly for lack of memory" if is_killed else "its own error stands above"
+        super().__init__(
+            f"A process that prepares data ended with exit code {exit_code} ({cause}){rows}; "
+            "lower preprocessing_num_workers or preprocessing_batch_size."
+        )
+        self.worker_code = exit_code  # `exit_code` is how the whole command ends

@@ -2,6 +2,7 @@
 
 IGNORE_INDEX = -100
 
+DATA_REPORT = "data_report.json"
 DATASET_INFO = "dataset_info.json"
 ENVIRONMENT_FILE = "environment.json"
 PREDICTIONS = "generated_predictions.jsonl"

@@ -19,13 +19,14 @@ def is_available(module: str) -> bool:
         return False
 
 
-def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import an optional module, or say in one sentence how to get it; extra is the name in pyproject.toml."""
+def require(module: str, extra: str | None, purpose: str) -> ModuleType:
+    """Import an optional module, or say in one sentence how to get it.
+
+    `extra` is the name in pyproject.toml; None for a package that cannot share our environment or is not on PyPI.
+    """
     if not is_available(module):
-        raise UserError(
-            f"{purpose} needs the package {module!r}, which is not installed: "
-            f'run `pip install "llamafactory[{extra}]"`.'
-        )
+        way = f'run `pip install "llamafactory[{extra}]"`' if extra else "install it as its own documentation says"
+        raise UserError(f"{purpose} needs the package {module!r}, which is not installed: {way}.")
     return importlib.import_module(module)
 
 

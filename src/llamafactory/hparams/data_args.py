@@ -7,6 +7,7 @@ from .kinds import Arguments, Count, Json, Names, NonNegative, Share
 
 
 MixStrategy = Literal["concat", "interleave_under", "interleave_over", "interleave_once"]
+Overlong = Literal["truncate", "drop", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class DataArguments(Arguments):
     """Folder that relative paths of images, videos and audio start from; unset takes `dataset_dir`."""
     cutoff_len: Count = 2048
     """Longest example in tokens; what is longer is cut."""
+    on_overlong: Overlong = "truncate"
+    """What happens to an example longer than `cutoff_len`: it is cut, dropped and counted, or ends the run by name."""
+    allow_special_tokens: bool = False
+    """Control tokens typed in an example (like `<|im_end|>`) become control tokens instead of staying text."""
     train_on_prompt: bool = False
     """Learns the prompts too, not only the answers."""
     mask_history: bool = False
@@ -54,9 +59,11 @@ class DataArguments(Arguments):
     eval_on_each_dataset: bool = False
     """Reports every evaluation dataset on its own."""
     packing: bool | None = None
-    """Fills rows of `cutoff_len` with several examples; unset packs in pre-training only."""
+    """Fills rows of `cutoff_len` with several examples, kept apart in fine-tuning; unset packs in pre-training."""
     neat_packing: bool = False
-    """Packs so that examples in one row cannot see each other."""
+    """Another name for `packing` in fine-tuning: here packed examples are always kept apart."""
+    padding_free: bool = False
+    """Lays the examples of a batch end to end instead of padding them; worth it with flash attention only."""
     tool_format: str | None = None
     """Wire format of tool calls, when it should differ from the template's own."""
     default_system: str | None = None

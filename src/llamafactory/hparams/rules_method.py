@@ -26,6 +26,11 @@ def _labels(view: View) -> Iterator[Violation]:
 def _packing(view: View) -> Iterator[Violation]:
     if view.neat_packing and view.packing is False:
         yield view.clash("neat_packing", "packing", "neat_packing is a kind of packing")
+    if view.packing and view.stage not in ("pt", "sft"):
+        yield view.clash("packing", "stage", "it belongs to the stages pt and sft")
+    if (view.packing or view.neat_packing) and view.streaming and view.stage == "sft":
+        name = "neat_packing" if view.neat_packing else "packing"
+        yield view.clash(name, "streaming", "packing needs to know the length of every example first")
 
 
 def _one_loss(view: View) -> Iterator[Violation]:

@@ -174,7 +174,7 @@ def _from_other_hub(name: str, model_args: "ModelArguments") -> Path | str:
         )
         return Path(folder)
     if env.use_openmind_hub:
-        hub = require("openmind_hub", "openmind", "USE_OPENMIND_HUB")
+        hub = require("openmind_hub", None, "USE_OPENMIND_HUB")
         folder = hub.snapshot_download(
             name,
             revision=model_args.model_revision,

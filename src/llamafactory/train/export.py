@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
+from ..data.slot_template import SlotTemplate
 from ..data.template import get_template_and_fix_tokenizer
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
@@ -190,6 +191,8 @@ def save_export(
     model.save_pretrained(folder, max_shard_size=f"{model_args.export_size}GB")
     tokenizer.padding_side = "left"  # where batches of prompts must be padded to generate
     tokenizer.save_pretrained(folder)
+    if isinstance(template, SlotTemplate):
+        (folder / "Modelfile").write_text(template.get_ollama_modelfile(tokenizer), encoding="utf-8")
 
     cast_parameters(model, torch.float32)
     rounded = probe.logits(model)

@@ -85,6 +85,8 @@ class Stage:
     """Refuses what cannot work before anything is loaded."""
     plots: tuple[str, ...] = ("loss", "eval_loss")
     """Logged values that are drawn after the run."""
+    joins_rows: Callable[[DataArguments], bool] = lambda data: data.padding_free
+    """Whether batches put documents into one row, which the model is then asked to keep apart."""
     has_value_head: bool = False
     """The model gets a head with one number per token."""
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
+from ..data.arrangement import arrange_rows
+from ..data.inspection.figures import data_figures
 from ..data.loader import get_dataset
 from ..data.template import get_template_and_fix_tokenizer
-from ..extras.constants import PREDICTIONS, RESOLVED_CONFIG
+from ..extras.constants import DATA_REPORT, PREDICTIONS, RESOLVED_CONFIG
 from ..extras.device import device_facts
 from ..extras.env import read_env, set_defaults
 from ..extras.logging import get_logger
@@ -20,6 +22,7 @@ from ..model.dtype import choose_dtype, training_flags
 from ..model.loader import load_model, load_tokenizer
 from .callbacks.early_stopping import early_stopping_callbacks
 from .callbacks.interrupt import Interrupt, InterruptCallback, TrainingInterruptedError
+from .callbacks.isolation import IsolationCheck
 from .callbacks.log import LogCallback
 from .checkpoints import write_durably
 from .hf_args import to_hf_arguments
@@ -42,6 +45,8 @@ class Run:
     eval_dataset: Any
     """A dataset, or several by name."""
     interrupt: Interrupt
+    data_report: str
+    """Counts of rows, tokens and steps, as JSON."""
 
 
 def run_stage(
@@ -59,7 +64,7 @@ def run_stage(
 
     run = prepare(stage, arguments, callbacks or ())
     if run.trainer.is_world_process_zero():
-        write_records(run.trainer.output_dir, records or {})
+        write_records(run.trainer.output_dir, {**(records or {}), DATA_REPORT: run.data_report})
     metrics: dict[str, float] = {}
     if arguments.training.do_train:
         metrics |= train(run, plan)
@@ -82,6 +87,8 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
     tokenizer, processor = loaded["tokenizer"], loaded["processor"]
     template = get_template_and_fix_tokenizer(tokenizer, arguments.data)
     datasets = get_dataset(template, arguments.model, arguments.data, arguments.training, stage.dataset, **loaded)
+    train_dataset = arrange_rows(datasets["train_dataset"], stage.dataset, arguments.data, arguments.training.seed)
+    eval_dataset = arrange_rows(datasets["eval_dataset"], stage.dataset, arguments.data, is_training=False)
     dtypes = choose_dtype(training_flags(arguments.training, arguments.finetuning), device_facts())
     model = load_model(
         tokenizer, arguments.model, arguments.finetuning, is_trainable=arguments.training.do_train, dtype=dtypes
@@ -90,18 +97,21 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         arguments=arguments, tokenizer=tokenizer, processor=processor, template=template, model=model
     )
     interrupt = Interrupt()
+    checks = [IsolationCheck()] if stage.joins_rows(arguments.data) else []
     trainer = CustomSeq2SeqTrainer(
         model,
         hf_arguments,
         stage.build(context),
-        callbacks=[*run_callbacks(arguments, interrupt), *callbacks],
+        callbacks=[*checks, *run_callbacks(arguments, interrupt), *callbacks],
         interrupt=interrupt,
-        train_dataset=datasets["train_dataset"],
-        eval_dataset=datasets["eval_dataset"] if hf_arguments.do_eval else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset if hf_arguments.do_eval else None,
         processing_class=processor or tokenizer,
     )
     trainer.add_callback(LogCallback(trainer.meter, record_vram=read_env().record_vram))
-    return Run(stage, arguments, trainer, datasets["eval_dataset"], interrupt)
+    figures = data_figures(datasets, arguments.data, arguments.training, hf_arguments.world_size)
+    report = json.dumps(figures.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    return Run(stage, arguments, trainer, eval_dataset, interrupt, report)
 
 
 def run_callbacks(arguments: RunArguments, interrupt: Interrupt) -> list[TrainerCallback]:

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from ..conversation import Conversation, RowDropped
+from ..packing import pack_lengths
 from ..rendering import EncodedConversation, Template
 
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from ...hparams import DataArguments
 
 
+Learns = Literal["answers", "pairs", "marks"]
+"""What a stage needs of a row: an answer, a better and a worse one, or one with a mark."""
+
+
 class ProcessedRow(NamedTuple):
     """One row as the model gets it."""
 
@@ -22,11 +27,17 @@ class ProcessedRow(NamedTuple):
     labels: list[int]
     num_supervised: int
     is_truncated: bool
+    prefix: str = ""
+    """What the names of the columns of ids and labels begin with."""
+    more: dict[str, list[int] | bool] | None = None
+    """Further columns, the same in every row of a kind."""
 
 
 @dataclass(frozen=True)
 class DatasetProcessor(ABC):
     """Turns conversations into rows, many at a time."""
+
+    learns: ClassVar[Learns] = "answers"
 
     template: Template
     tokenizer: "PreTrainedTokenizerBase"
@@ -59,3 +70,8 @@ def infer_seqlen(source_len: int, target_len: int, cutoff_len: int) -> tuple[int
 
     new_target_len = min(max_target_len, target_len)
     return min(max(cutoff_len - new_target_len, 0), source_len), new_target_len
+
+
+def greedy_knapsack(numbers: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put numbers into knapsacks that hold `capacity`: best fit, largest first. Returns the numbers of each."""
+    return [[numbers[index] for index in row] for row in pack_lengths(numbers, capacity)]

@@ -1,11 +1,13 @@
 """Rows for supervised fine-tuning: answers are learned up to and with their end token, nothing else is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from ...extras.constants import IGNORE_INDEX
 from ...extras.errors import UserError
-from ..conversation import Message, RowDropped
+from ..conversation import Conversation, Message, RowDropped, RowOverlong
+from ..packing import PackedRow, PackedRows
 from ..rendering import EncodedConversation, EncodedTurn
 from .processor_utils import DatasetProcessor, ProcessedRow, infer_seqlen
 
@@ -46,7 +48,7 @@ class SupervisedDatasetProcessor(DatasetProcessor):
 
         num_supervised = len(labels) - labels.count(IGNORE_INDEX)
         if num_supervised == 0:
-            raise RowDropped("nothing to learn" if is_whole else "nothing to learn within cutoff_len")
+            raise RowDropped("nothing to learn") if is_whole else RowOverlong("nothing to learn within cutoff_len")
         return ProcessedRow(input_ids, labels, num_supervised, not is_whole)
 
     def _cut(self, turns: list[EncodedTurn]) -> list[CutTurn]:
@@ -91,3 +93,18 @@ class SupervisedDatasetProcessor(DatasetProcessor):
     @property
     def _eos(self) -> int:
         return cast(int, self.tokenizer.eos_token_id)  # get_template_and_fix_tokenizer has seen to it
+
+
+@dataclass(frozen=True)
+class PackedSupervisedDatasetProcessor(SupervisedDatasetProcessor):
+    """The same rows, and a way to pack them at once.
+
+    A run packs over the whole epoch instead (packing.py): a batch of conversations leaves more room empty.
+    """
+
+    def pack(self, conversations: Sequence[Conversation], seed: int = 0) -> list[PackedRow]:
+        """Return packed rows of at most cutoff_len tokens; conversations that cannot be used are left out."""
+        rows = [row for row in self.process(conversations) if isinstance(row, ProcessedRow)]
+        documents = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        packed = PackedRows(documents, self.data_args.cutoff_len, seed)
+        return [packed[index] for index in range(len(packed))]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...data.batch import model_inputs
 from ...extras.constants import IGNORE_INDEX
 from ...ops.cross_entropy import cross_entropy, shift_labels
 from ..objective import Batch, LossSum, MetricSum, Models
@@ -35,7 +36,7 @@ class SupervisedObjective:
 
     def __call__(self, models: Models, batch: Batch) -> LossSum:
         is_training = models.policy.training
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = model_inputs(batch)
         targets_BS = shift_labels(batch["labels"])
         if self.can_select:
             columns_S = (targets_BS != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
