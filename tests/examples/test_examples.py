@@ -64,6 +64,8 @@ def test_each_training_example_runs_on_a_tiny_model(
         "max_new_tokens": 4,
     }
     config.pop("adapter_name_or_path", None)
+    if "tokenized_path" in config:
+        config["tokenized_path"] = str(tmp_path / "rows")
     if config.get("do_train"):
         config |= {"dataset": "tiny_alpaca", "max_steps": 2, "save_steps": 2, "eval_steps": 2}
     else:
