@@ -4,8 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from ..data.conversation import RowDropped
-from ..extras.errors import UserError
 from .requests import ChatRequest, Response, StreamChunk
 
 
@@ -33,7 +31,4 @@ class BaseEngine(ABC):
 
     def encode_prompt(self, request: ChatRequest) -> list[int]:
         """Return the ids that the model reads, from the one place that also writes training data."""
-        try:
-            return self.template.encode_prompt(self.tokenizer, request.messages, request.system, request.tools)
-        except RowDropped as reason:
-            raise UserError(f"The template cannot write this conversation: {reason}.") from reason
+        return self.template.encode_prompt(self.tokenizer, request.messages, request.system, request.tools)

@@ -129,13 +129,18 @@ class RowMaker:
 
     def _settle(self, row: ProcessedRow | RowDropped, where: str) -> ProcessedRow | RowDropped:
         """Apply on_overlong to a row that was cut."""
-        is_overlong = isinstance(row, RowOverlong) if isinstance(row, RowDropped) else row.is_truncated
-        if not is_overlong or self.data_args.on_overlong == "truncate":
+        reason = find_overlong(row, self.data_args.cutoff_len)
+        if reason is None or self.data_args.on_overlong == "truncate":
             return row
-        reason = f"longer than cutoff_len {self.data_args.cutoff_len}"
         if self.data_args.on_overlong == "drop":
-            return RowDropped(reason)
+            return reason
         raise UserError(f"{where}: the row is {reason}, and on_overlong is error; raise cutoff_len or mend the row.")
+
+
+def find_overlong(row: ProcessedRow | RowDropped, cutoff_len: int) -> RowDropped | None:
+    """Return the reason to drop a row that does not fit into cutoff_len; None for one that fits."""
+    is_overlong = isinstance(row, RowOverlong) if isinstance(row, RowDropped) else row.is_truncated
+    return RowDropped(f"longer than cutoff_len {cutoff_len}") if is_overlong else None
 
 
 @contextmanager

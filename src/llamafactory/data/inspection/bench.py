@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from ...extras.errors import UserError
 from ...hparams import DataArguments, FinetuningArguments, ModelArguments, TrainingArguments
-from ..conversation import Conversation, RowDropped, RowOverlong
+from ..conversation import Conversation, RowDropped
 from ..hubs import Access
 from ..loader import PROCESSORS
 from ..parser import DatasetAttr, get_dataset_list
-from ..preparation import read_conversations
+from ..preparation import find_overlong, read_conversations
 from ..processor import DatasetProcessor, ProcessedRow, UnsupervisedDatasetProcessor
 from ..progress import counted
 from ..rendering import Template
@@ -147,10 +147,8 @@ def _scan_batches(bench: Bench, side: Side, attr: DatasetAttr, batch_size: int) 
 
 def _settle(outcome: ProcessedRow | RowDropped, data_args: DataArguments) -> ProcessedRow | RowDropped:
     """Drop an overlong row where the run would; where the run would stop, it is kept to be reported."""
-    is_overlong = isinstance(outcome, RowOverlong) if isinstance(outcome, RowDropped) else outcome.is_truncated
-    if is_overlong and data_args.on_overlong == "drop":
-        return RowDropped(f"longer than cutoff_len {data_args.cutoff_len}")
-    return outcome
+    reason = find_overlong(outcome, data_args.cutoff_len)
+    return reason if reason is not None and data_args.on_overlong == "drop" else outcome
 
 
 @dataclass
