@@ -17,10 +17,12 @@ from llamafactory import cli
 from llamafactory.data import get_dataset
 from llamafactory.data.inspection.bench import load_bench
 from llamafactory.data.inspection.check import check_data, learned_ends
+from llamafactory.data.inspection.command import run_data
 from llamafactory.data.inspection.figures import data_figures, packed_lengths, padding_share, run_figures
 from llamafactory.data.inspection.findings import load_kinds
 from llamafactory.data.inspection.preview import PreviewRow, Segment, Stretch, preview_data
 from llamafactory.data.inspection.show import show_row
+from llamafactory.extras.errors import UserError
 from llamafactory.hparams import DataArguments, TrainingArguments
 from llamafactory.hparams.parser import load_run_config
 
@@ -426,3 +428,9 @@ def test_every_kind_of_finding_has_words() -> None:
 def test_learned_stretches_end_where_labels_stop() -> None:
     assert learned_ends([-100, 1, 2, -100, 3]) == [2, 3]
     assert learned_ends([-100, -100]) == []
+
+
+@pytest.mark.parametrize("word", ["x", "-1", "1.5"])
+def test_a_row_count_that_is_none_is_one_sentence(word: str) -> None:
+    with pytest.raises(UserError, match=rf"--rows: '{word}' must be a whole number >= 0"):
+        run_data(["preview", "run.yaml", f"--rows={word}"])

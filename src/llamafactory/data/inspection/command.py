@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentError, ArgumentParser, Namespace
+from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +134,9 @@ def make_console() -> "Console":
 
 
 def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} must be a whole number >= 0")
+    return int(text)
 
 
 ACTIONS: Mapping[str, Callable[["Bench", Namespace], int]] = {
