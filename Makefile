@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" on a machine without a GPU
 PIP_ARGS ?=
+# e.g. BENCH_ARGS="sft-lora --rounds 1"
+BENCH_ARGS ?=
 BIN := $(abspath $(VENV))/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -15,7 +17,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests (real processes, kill -9, two ranks)"
 	@echo "make check      format, lint, types, layers, size budgets, stale docs"
-	@echo "make bench      measure training speed against a plain transformers loop"
+	@echo "make bench      measure training, preprocessing and answering against plain transformers"
 	@echo "make docs       write the generated pages again"
 
 $(RUN_STAMP): $(SETUP_FILES)
@@ -58,7 +60,7 @@ docs: $(DEV_STAMP)
 	$(BIN)/python scripts/make_docs.py
 
 bench: $(DEV_STAMP)
-	$(BIN)/python benchmarks/sft.py
+	$(BIN)/llamafactory-cli bench $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

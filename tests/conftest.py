@@ -45,8 +45,32 @@ def sharegpt_rows(num_rows: int = 8) -> list[dict[str, Any]]:
     return rows
 
 
+def pair_rows(num_rows: int = 18) -> list[dict[str, str]]:
+    """Pairs of a better and a worse answer, of different lengths."""
+    return [
+        {
+            "instruction": f"Say {NUMBERS[index % 8]}, {index}.",
+            "chosen": f"{NUMBERS[index % 8]} {' '.join(NUMBERS[: 1 + index % 5])}.",
+            "rejected": f"{NUMBERS[(index * 3 + 1) % 8]}!",
+        }
+        for index in range(num_rows)
+    ]
+
+
+def marked_rows(num_rows: int = 18) -> list[dict[str, Any]]:
+    """Single answers, two thirds of them good."""
+    return [
+        {
+            "instruction": f"Say {NUMBERS[index % 8]}, {index}.",
+            "output": f"{' '.join(NUMBERS[: 1 + index % 5])} {NUMBERS[(index * 3 + 1) % 8]}.",
+            "kto_tag": index % 3 > 0,
+        }
+        for index in range(num_rows)
+    ]
+
+
 def write_datasets(folder: Path) -> Path:
-    """Write three small datasets and their dataset_info.json into folder."""
+    """Write five small datasets and their dataset_info.json into folder."""
     identity = [
         {"instruction": "Who are you?", "input": "", "output": "I am {{name}}, made by {{author}}."},
         {"instruction": "What is your name?", "input": "", "output": "My name is {{name}}."},
@@ -58,10 +82,21 @@ def write_datasets(folder: Path) -> Path:
             "formatting": "sharegpt",
             "columns": {"messages": "conversations", "system": "system"},
         },
+        "tiny_pairs": {
+            "file_name": "tiny_pairs.json",
+            "ranking": True,
+            "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
+        },
+        "tiny_marks": {
+            "file_name": "tiny_marks.json",
+            "columns": {"prompt": "instruction", "response": "output", "kto_tag": "kto_tag"},
+        },
         "tiny_identity": {"file_name": "tiny_identity.json", "values": {"name": "Nova", "author": "the tests"}},
     }
     (folder / "tiny_alpaca.json").write_text(json.dumps(alpaca_rows()), encoding="utf-8")
     (folder / "tiny_sharegpt.json").write_text(json.dumps(sharegpt_rows()), encoding="utf-8")
+    (folder / "tiny_pairs.json").write_text(json.dumps(pair_rows()), encoding="utf-8")
+    (folder / "tiny_marks.json").write_text(json.dumps(marked_rows()), encoding="utf-8")
     (folder / "tiny_identity.json").write_text(json.dumps(identity), encoding="utf-8")
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
+from .extras.cores import THREADS, usable_cores
 from .extras.env import OPTIM_TORCH_DEFAULTS, Env, read_env, set_defaults
 from .extras.errors import UserError
 from .extras.logging import get_logger, setup_logging
@@ -20,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "chat": "llamafactory.chat.chat_model:run_chat",
     "export": "llamafactory.train.tuner:export_model",
     "data": "llamafactory.data.inspection.command:run_data",
+    "bench": "llamafactory.bench.command:run_bench",
     "config": "llamafactory.hparams.commands:show_config",
     "schema": "llamafactory.hparams.commands:show_schema",
     "env": "llamafactory.extras.environment:show_environment",
@@ -36,6 +38,7 @@ usage: llamafactory-cli COMMAND [run.yaml] [key=value ...] [--key value ...]
   chat       talk with a model in the terminal
   export     merge an adapter into its model and save it
   data       check, preview or count the data of a run
+  bench      measure training, preprocessing and answering on this machine
   config     show the resolved configuration of a YAML file, and where each value comes from
   schema     print the JSON Schema of a configuration, for editors
   env        print what a bug report needs; with --vars, the environment variables
@@ -84,8 +87,8 @@ def show_help(args: Sequence[str] = ()) -> None:
     """Print the usage, or the help of the command that is named."""
     if args and args[0] in CONFIGURED:
         _answer_about(args[0], ["--help", *args[1:]])
-    elif args and args[0] == "data":
-        load_attribute(COMMANDS["data"])(["--help"])
+    elif args and args[0] in ("data", "bench"):
+        load_attribute(COMMANDS[args[0]])(["--help"])
     else:
         sys.stdout.write(USAGE)
 
@@ -123,6 +126,7 @@ def _prepare(name: str, args: Sequence[str]) -> None:
         return
     num_devices = 0 if config.get(TrainingArguments).use_cpu else _num_devices()
     if _needs_workers(env, num_devices):
+        set_defaults({THREADS: str(max(usable_cores() // (env.nproc_per_node or max(num_devices, 1)), 1))})
         sys.exit(_run_workers(torchrun_argv(args, env, num_devices=num_devices, port=_port(env))))
 
 

@@ -47,12 +47,19 @@ def write_rows(tmp_path: Path) -> Callable[[str, list[Any]], str]:
 def load(demo_dataset_dir: Path, fresh_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
     """get_dataset with the tiny tokenizer; keywords are data arguments."""
 
-    def run(dataset: str | None = None, *, predict: bool = False, tokenizer: Any = None, **options: Any) -> Any:
+    def run(
+        dataset: str | None = None,
+        *,
+        predict: bool = False,
+        tokenizer: Any = None,
+        max_steps: int = -1,
+        **options: Any,
+    ) -> Any:
         tokenizer = tokenizer or fresh_tokenizer()
         options = {"dataset_dir": str(demo_dataset_dir), "template": "chatml"} | options
         data_args = DataArguments(dataset=dataset, **options)
         template = get_template_and_fix_tokenizer(tokenizer, data_args)
-        training_args = TrainingArguments(output_dir="unused", predict_with_generate=predict)
+        training_args = TrainingArguments(output_dir="unused", predict_with_generate=predict, max_steps=max_steps)
         model_args = ModelArguments(model_name_or_path="unused")
         return get_dataset(template, model_args, data_args, training_args, stage="sft", tokenizer=tokenizer)
 

@@ -133,7 +133,9 @@ def test_openai_messages_become_turns() -> None:
         (SHAREGPT, {"conversations": "x"}, "field 'conversations' is \"x\", but a list is needed"),
         (SHAREGPT, {"conversations": ["x"]}, "field 'conversations', item 1, is \"x\", but an object is needed"),
         (SHAREGPT, {"conversations": [{"from": "human", "value": 3}]}, "turn 1, 'value' is 3, but text is needed"),
-        (SHAREGPT, {"conversations": [{"from": "human", "value": "x", "loss": 0.5}]}, "loss is 0.5"),
+        (SHAREGPT, {"conversations": [{"from": "human", "value": "x", "loss": -0.5}]}, "loss is -0.5"),
+        (SHAREGPT, {"conversations": [{"from": "gpt", "value": "x", "weight": "1"}]}, 'weight is "1"'),
+        (OPENAI, {"messages": [{"role": "assistant", "content": "x", "loss": float("nan")}]}, "message 1, 'content'"),
         (OPENAI, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "only text parts"),
     ],
 )

@@ -170,8 +170,14 @@ def test_a_turn_may_say_that_it_is_not_learned(load: Load, write_rows: Write, ti
     assert learned == "second<|im_end|>last<|im_end|>"
 
     messages[1][key] = 0.5
-    with pytest.raises(UserError, match=r"b\.json, row 1 .*loss is 0\.5, but only true, false, 0 and 1 are known"):
-        load(write_rows("b.json", [{"messages": messages}]))
+    (item,) = load(write_rows("b.json", [{"messages": messages}]))["train_dataset"]
+    first = tiny_tokenizer.encode("first<|im_end|>")
+    weights = [weight for weight in item["loss_weights"] if weight]
+    assert weights == [0.5] * len(first) + [1.0] * (len(weights) - len(first))
+
+    messages[1][key] = "much"
+    with pytest.raises(UserError, match=rf"c\.json, row 1 .*message 2, 'content': {key} is \"much\", but true, false"):
+        load(write_rows("c.json", [{"messages": messages}]))
 
 
 def test_max_samples_takes_the_head_of_each_dataset(load: Load) -> None:

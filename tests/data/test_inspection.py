@@ -18,10 +18,11 @@ from llamafactory.data import get_dataset
 from llamafactory.data.inspection.bench import load_bench
 from llamafactory.data.inspection.check import check_data, learned_ends
 from llamafactory.data.inspection.command import run_data
-from llamafactory.data.inspection.figures import data_figures, packed_lengths, padding_share, run_figures
+from llamafactory.data.inspection.figures import data_figures, packed_lengths, run_figures
 from llamafactory.data.inspection.findings import load_kinds
 from llamafactory.data.inspection.preview import PreviewRow, Segment, Stretch, preview_data
 from llamafactory.data.inspection.show import show_row
+from llamafactory.data.lengths import SequenceLengths
 from llamafactory.extras.errors import UserError
 from llamafactory.hparams import DataArguments, TrainingArguments
 from llamafactory.hparams.parser import load_run_config
@@ -301,7 +302,9 @@ def test_figures_equal_a_plain_count(data: Run, write_rows: Any, load: Any) -> N
     rows = [alpaca(f"Say {index}.", "one two three " * (index % 7 + 1)) for index in range(30)]
     train, held_out = write_rows("a.json", [*rows, alpaca("x", "")]), write_rows("b.json", GOOD)
     options = {"cutoff_len": 40, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    result = data("stats", "--json", dataset=train, eval_dataset=held_out, num_train_epochs=2.5, **options)
+    result = data(
+        "stats", "--json", dataset=train, eval_dataset=held_out, num_train_epochs=2.5, padding_free=False, **options
+    )
     expected = load([train], cutoff_len=40)["train_dataset"]
     lengths = sorted(len(ids) for ids in expected["input_ids"])
     learned = sum(label != -100 for labels in expected["labels"] for label in labels)
@@ -335,9 +338,24 @@ def test_a_run_that_packs_steps_over_packed_rows(load: Any, write_rows: Any) -> 
     assert run_figures(dataset, DataArguments(cutoff_len=128), training_args, num_ranks=4).steps_per_epoch == 10
 
 
-def test_texts_that_are_longer_than_a_row_are_counted_as_blocks() -> None:
-    assert packed_lengths(np.array([25, 3]), 10, seed=0).tolist() == [10, 10, 8]
-    assert packed_lengths(np.array([7, 3, 4]), 10, seed=0).tolist() == [10, 4]
+@pytest.mark.parametrize(
+    ("stage", "lengths", "expected"),
+    [
+        ("pt", [25, 3], [10, 10, 8]),
+        ("pt", [7, 3, 4], [10, 4]),
+        ("sft", [7, 3, 4], [10, 4]),
+        ("sft", [7, 4, 4], [7, 8]),
+    ],
+)
+def test_packing_is_counted_as_the_stage_packs(stage: str, lengths: list[int], expected: list[int]) -> None:
+    packed = packed_lengths(SequenceLengths({"": np.array(lengths)}), DataArguments(cutoff_len=10), 0, stage)
+    assert packed is not None
+    assert packed.total.tolist() == expected
+
+
+def test_pairs_and_marks_are_not_packed() -> None:
+    pairs = SequenceLengths({"chosen_": np.array([3, 4]), "rejected_": np.array([5, 2])})
+    assert packed_lengths(pairs, DataArguments(cutoff_len=10), 0, "dpo") is None
 
 
 def test_pairs_are_shown_and_counted_with_both_answers(
@@ -362,18 +380,31 @@ def test_pairs_are_shown_and_counted_with_both_answers(
         "dpo",
         tokenizer=bench.tokenizer,
     )
-    run = data_figures(module, bench.data_args, bench.training_args).run
+    run = data_figures(module, bench.data_args, bench.training_args, stage="dpo").run
     assert run is not None
     assert run.num_tokens > run.num_rows * len(row.input_ids)
 
 
 def test_padding_is_what_batches_of_the_run_have() -> None:
-    lengths = np.array([1, 3, 5, 5, 2])
+    rows: Any = [{"input_ids": [7] * length} for length in (1, 3, 5, 5, 2)]
+    data_args = DataArguments(padding_free=False)
     arguments = TrainingArguments(output_dir="x", per_device_train_batch_size=2, seed=1)
     sequential = replace(arguments, train_sampling_strategy="sequential")
-    assert padding_share(lengths, sequential) == pytest.approx(1 - 16 / (6 + 10 + 2))
+    assert run_figures(rows, data_args, sequential).padding_share == pytest.approx(1 - 16 / (6 + 10 + 2), abs=1e-4)
     grouped = replace(arguments, train_sampling_strategy="group_by_length")
-    assert padding_share(lengths, grouped) == pytest.approx(1 - 16 / (10 + 6 + 1))
+    assert run_figures(rows, data_args, grouped).padding_share == pytest.approx(1 - 16 / (10 + 6 + 1), abs=1e-4)
+
+
+def test_token_budgets_are_counted_in_steps_and_filling() -> None:
+    rows: Any = [{"input_ids": [7] * length} for length in (4, 4, 2, 6, 3)]
+    arguments = TrainingArguments(output_dir="x", train_sampling_strategy="sequential", num_train_epochs=2)
+    run = run_figures(rows, DataArguments(max_batch_tokens=10, padding_free=True), arguments)
+    assert (run.steps_per_epoch, run.num_steps, run.rows_per_batch) == (2, 4, 2.5)  # 4 4 2, 6 3
+    assert run.batch_fill == pytest.approx(19 / 20)
+    assert run.padding_share == 0
+    padded = run_figures(rows, DataArguments(max_batch_tokens=10, padding_free=False), arguments)
+    assert padded.steps_per_epoch == 4  # 4 4, 2, 6, 3 (2 and 6 take 12 places)
+    assert padded.padding_share == 0
 
 
 def test_stats_are_readable(data: Run, write_rows: Any) -> None:
@@ -434,3 +465,65 @@ def test_learned_stretches_end_where_labels_stop() -> None:
 def test_a_row_count_that_is_none_is_one_sentence(word: str) -> None:
     with pytest.raises(UserError, match=rf"--rows: '{word}' must be a whole number >= 0"):
         run_data(["preview", "run.yaml", f"--rows={word}"])
+
+
+def test_a_preview_shows_what_a_loss_is_multiplied_by(data: Run, write_rows: Any) -> None:
+    row = sharegpt("a", "b", "c", "d")
+    row["conversations"][1]["loss"] = 0.3
+    path = write_rows("a.json", [row])
+
+    result = data("preview", dataset=path)
+    segments = data("preview", "--json", dataset=path).json["rows"][0]["segments"]
+
+    assert "[[b<|im_end|>]] x 0.3" in result.out
+    assert "[[d<|im_end|>]] x" not in result.out
+    assert [segment["weight"] for segment in segments if segment["is_learned"]] == [pytest.approx(0.3), 1.0]
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo", "kto", "pt", "ppo"])
+def test_rows_of_other_stages_are_checked_shown_and_counted(
+    data: Run, write_rows: Any, tmp_path: Path, stage: str
+) -> None:
+    rows = [
+        {"instruction": f"Say {word}.", "input": "", "output": word, "rejected": f"not {word}", "good": True}
+        for word in ("one", "two", "three")
+    ]
+    columns = {"prompt": "instruction"}
+    if stage in ("rm", "dpo"):
+        columns |= {"chosen": "output", "rejected": "rejected"}
+    if stage == "kto":
+        columns |= {"kto_tag": "good"}
+    write_rows("a.json", rows)
+    entry = {"file_name": "a.json", "ranking": stage in ("rm", "dpo"), "columns": columns}
+    write_rows("dataset_info.json", {"rows": entry})  # pyright: ignore[reportArgumentType]
+    options: dict[str, Any] = {"dataset": "rows", "dataset_dir": str(tmp_path), "stage": stage, "packing": None}
+    if stage == "ppo":
+        options |= {"reward_model": "unused", "reward_model_type": "full", "do_train": True}
+
+    assert data("check", **options).code == 0
+    shown = data("preview", "--json", "--ids", **options).json["rows"]
+    result = data("stats", "--json", **options).json
+
+    own = result["datasets"][0]
+    assert own["num_tokens"] == sum(row["num_tokens"] for row in shown)
+    assert own["num_supervised"] == sum(row["num_supervised"] for row in shown)
+    assert 0 <= own["supervised_share"] <= 1
+    assert (own["supervised_share"] == 0) == (stage == "ppo")
+    assert (result["run"]["num_packed_rows"] is None) == (stage != "pt")
+    if stage in ("rm", "dpo"):
+        assert result["run"]["num_tokens"] == own["num_tokens"] > sum(len(row["input_ids"]) for row in shown)
+    if stage == "kto":  # with the mismatched answers, as long as the prompts and answers are
+        assert own["num_tokens"] < result["run"]["num_tokens"] <= 2 * own["num_tokens"]
+
+
+def test_the_data_can_be_looked_at_before_the_weights_are_there(
+    data: Run, write_rows: Any, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama_dir, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+
+    result = data("check", dataset=write_rows("a.json", GOOD), model_name_or_path=str(folder))
+
+    assert result.code == 0

@@ -135,7 +135,7 @@ def test_the_bounds_of_documents_follow_from_the_positions(tiny_tokenizer: Any) 
 def test_packed_batches_can_be_padded_to_a_multiple(tiny_tokenizer: Any, make: Callable[..., Any]) -> None:
     batch = make(tiny_tokenizer, 8)(make_documents([3, 2]))
 
-    assert {value.shape[1] for value in batch.values()} == {8}
+    assert {batch[name].shape[1] for name in ("input_ids", "labels", "attention_mask", "position_ids")} == {8}
     assert int(batch["attention_mask"].sum()) == 5
     assert batch["input_ids"][batch["attention_mask"] == 0].unique().tolist() == [tiny_tokenizer.pad_token_id]
 

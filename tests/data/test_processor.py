@@ -106,8 +106,8 @@ def test_n6_a_message_can_choose_for_itself(tiny_tokenizer: Any) -> None:
 
     assert [learned(tiny_tokenizer, row) for row in rows] == ["four<|im_end|>", "two<|im_end|>four<|im_end|>"]
     assert [learned(tiny_tokenizer, row) for row in masked] == ["four<|im_end|>", "two<|im_end|>four<|im_end|>"]
-    with pytest.raises(UserError, match=r"loss 0\.3"):
-        supervised(tiny_tokenizer).process([as_conversation([TURNS[0], {**TURNS[1], "loss": 0.3}])])
+    with pytest.raises(UserError, match=r"loss -0\.3"):
+        supervised(tiny_tokenizer).process([as_conversation([TURNS[0], {**TURNS[1], "loss": -0.3}])])
 
 
 @pytest.mark.parametrize("mask_history", [False, True])

@@ -267,3 +267,57 @@ def test_marked_answers_texts_and_prompts_reach_their_stages(
         load_stage("dpo", path, tokenizer)
     with pytest.raises(UserError, match="no marks"):
         load_stage("kto", write_rows("c.json", [{"instruction": "q", "output": "a"}]), tokenizer)
+
+
+@pytest.mark.parametrize("kind", [PairwiseDatasetProcessor, FeedbackDatasetProcessor])
+@pytest.mark.parametrize("name", ["default", "llama3", "gemma"])
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_n16_begin_of_text_stands_once_in_every_answer(
+    fresh_tokenizer: Callable[..., Any], kind: Callable[..., Any], name: str, adds_bos: bool
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = fresh_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    if adds_bos:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+        )
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name))
+
+    (row,) = kind(template, tokenizer, DataArguments()).process([pair("one?", "two", "three")])
+
+    sequences = [row.input_ids, *[ids for key, ids in row.more.items() if key.endswith("input_ids")]]
+    assert len(sequences) == (2 if kind is PairwiseDatasetProcessor else 1)
+    for ids in sequences:
+        assert ids.count(tokenizer.bos_token_id) == int(adds_bos or name != "default")
+
+
+def test_n18_both_answers_of_a_pair_learn_their_end_token_when_it_is_the_pad_token_too(
+    fresh_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = fresh_tokenizer(pad_token="<|im_end|>")
+    (row,) = processor(PairwiseDatasetProcessor, tokenizer).process([pair("one?", "two", "three four")])
+
+    batch = PairwiseDataCollatorWithPadding(tokenizer)(
+        [{"chosen_input_ids": row.input_ids, "chosen_labels": row.labels, **row.more}]
+    )
+
+    for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        learned = [label for label in labels if label != IGNORE_INDEX]
+        assert learned[-1] == tokenizer.eos_token_id
+        assert labels.count(tokenizer.eos_token_id) == 1 < ids.count(tokenizer.eos_token_id)
+
+
+def test_a_pair_counts_the_tokens_of_both_answers(tiny_tokenizer: Any) -> None:
+    from llamafactory.data.report import PreparationReport
+
+    (row,) = processor(PairwiseDatasetProcessor, tiny_tokenizer).process([pair("one?", "two", "three four")])
+    report = PreparationReport("pairs", 99)
+    report.keep(row)
+
+    both = [row.labels, row.more["rejected_labels"]]
+    assert report.num_tokens == sum(map(len, both))
+    assert report.lengths.tolist() == [max(map(len, both))]
+    assert report.num_supervised == sum(label != IGNORE_INDEX for labels in both for label in labels)
+    assert PreparationReport.from_dict(report.to_dict()) == report

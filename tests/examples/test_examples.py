@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 YAML_FILES = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml"))
 INFERENCE = {"inference": "chat", "merge_lora": "export"}
+DATASETS = {"rm": "tiny_pairs", "dpo": "tiny_pairs", "kto": "tiny_marks"}  # the other stages: tiny_alpaca
 TRAIN_FILES = [name for name in YAML_FILES if name.split("/")[0] not in INFERENCE]
 
 
@@ -64,10 +65,15 @@ def test_each_training_example_runs_on_a_tiny_model(
         "max_new_tokens": 4,
     }
     config.pop("adapter_name_or_path", None)
+    if config.pop("reward_model", None):  # another example trains it
+        config["reward_funcs"] = "examples/extras/rewards/my_rewards.py:brief"
+    if "reward_funcs" in config:
+        config["reward_funcs"] = config["reward_funcs"].replace("examples/extras", f"{EXAMPLES}/extras")
     if "tokenized_path" in config:
         config["tokenized_path"] = str(tmp_path / "rows")
     if config.get("do_train"):
-        config |= {"dataset": "tiny_alpaca", "max_steps": 2, "save_steps": 2, "eval_steps": 2}
+        dataset = DATASETS.get(config["stage"], "tiny_alpaca")
+        config |= {"dataset": dataset, "max_steps": 2, "save_steps": 2, "eval_steps": 2}
     else:
         config |= {"eval_dataset": "tiny_alpaca", "max_samples": 4}
     if config.get("eval_strategy") != "steps":

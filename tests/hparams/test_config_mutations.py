@@ -42,7 +42,7 @@ COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"finetuning_type": "full", "use_dora": True}, "use_dora"),
     ({"disable_gradient_checkpointing": True, "gradient_checkpointing": True}, "gradient_checkpointing"),
     ({"image_min_pixels": 10**9}, "image_max_pixels"),
-    ({"streaming": True}, "max_steps"),
+    ({"streaming": True, "packing": True}, "max_steps"),
     ({"num_train_epochs": 0}, "num_train_epochs"),
 ]
 MISFITS: dict[type, list[Any]] = {
@@ -151,7 +151,8 @@ def test_every_problem_has_its_place(tmp_path: Path) -> None:
     assert f"{file}:5: lora_rank is 'eight' but must be a whole number >= 1" in message
     assert f"{file}:6, command line: train_on_prompt: true cannot go with mask_history: true" in message
     assert "--lora_dropout: lora_dropout is '2' but must be a number >= 0 and < 1" in message
-    assert "--stage: stage is 'sftt' but must be one of pt, sft, rm, ppo, dpo, kto; did you mean 'sft'?" in message
+    assert "--stage: stage is 'sftt' but must be one of pt, sft, rm, ppo, dpo, kto, grpo or a name" in message
+    assert "registers; did you mean 'sft'?" in message
 
 
 @pytest.mark.parametrize("command", list(COMMAND_CLASSES))

@@ -104,11 +104,11 @@ class Witness(TrainerCallback):
 
 def test_trainer_writes_aside_rotates_and_ends_with_the_best(make_model: Callable[..., Any], make_trainer: Any):
     witness = Witness()
-    model = make_model()
+    model, rows = make_model(), make_rows(24)
     trainer = make_trainer(
         model,
-        make_rows(24),
-        eval_rows=make_rows(6, seed=3),
+        rows,
+        eval_rows=rows,
         callbacks=[witness],
         metric_for_best_model="loss",
         greater_is_better=True,  # the loss falls, so the first checkpoint is the "best" one

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import family_model
 from tiny_trainer import losses, make_rows, pad_right, trained_weights
 from torch import nn
 from torch.testing import assert_close
@@ -14,39 +15,19 @@ from torch.testing import assert_close
 from llamafactory.data.collator import FlatCollator, MaskedCollator, PackedCollator, PaddingCollator
 from llamafactory.data.packing import PackedRows
 from llamafactory.extras.errors import UserError
+from llamafactory.model.model_utils.flat_attention import register_flat_attention
 from llamafactory.model.model_utils.isolation import measure_leak, require_isolation
 from llamafactory.train.objective import Models
 from llamafactory.train.sft.objective import count_supervised, objective_for
 from llamafactory.train.stage import StageParts
 
 
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "mistral": {"sliding_window": 6},
-}
-GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 2}
+PACKED_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 
-def family_model(family: str, attention: str = "sdpa", **changes: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(
-        family, **{**SIZES, **(GPT2 if family == "gpt2" else FAMILIES.get(family, {})), **changes}
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+@pytest.fixture(autouse=True, scope="module")
+def own_attention() -> None:
+    register_flat_attention()
 
 
 def loss_and_gradients(model: Any, batches: list[Any]) -> tuple[float, int, torch.Tensor]:
@@ -73,8 +54,8 @@ def packed_batches(rows: list[Any], tokenizer: Any, rows_per_batch: int) -> list
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("rows_per_batch", [1, 2])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["llamafactory", "sdpa", "eager"])
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
 def test_n9_packed_rows_have_the_loss_and_gradients_of_padded_ones(
     tiny_tokenizer: Any, family: str, attention: str, rows_per_batch: int, checkpointing: bool
 ):
@@ -95,7 +76,7 @@ def test_n9_packed_rows_have_the_loss_and_gradients_of_padded_ones(
     assert_close(packed[2], padded[2], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["llamafactory", "sdpa", "eager"])
 def test_n9_flat_batches_and_added_masks_give_the_same(tiny_tokenizer: Any, attention: str):
     rows = make_rows(6)
     model = family_model("llama", attention)
@@ -145,7 +126,7 @@ def test_n9_a_step_over_packed_rows_is_the_step_over_the_same_documents(tiny_tok
         assert num_tokens == results[0][3] == packed.num_tokens
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
 def test_n9_a_model_that_keeps_documents_apart_is_let_through(family: str):
     model = family_model(family).train()
 
@@ -155,13 +136,13 @@ def test_n9_a_model_that_keeps_documents_apart_is_let_through(family: str):
 
 
 def test_n10_a_model_whose_layers_keep_a_state_is_refused():
-    mamba = family_model("mamba", "eager", state_size=8)
+    mamba = family_model("mamba", "eager")
     with pytest.raises(UserError, match=r"MambaForCausalLM cannot keep .* no position_ids.*set packing: false"):
         require_isolation(mamba)
 
-    hybrid = family_model("lfm2", layer_types=["conv", "full_attention"])
-    with pytest.raises(UserError, match=r"Lfm2ForCausalLM cannot keep .* changes the next one"):
-        require_isolation(hybrid)
+    for family, name in (("lfm2", "Lfm2ForCausalLM"), ("qwen3_next", "Qwen3NextForCausalLM")):
+        with pytest.raises(UserError, match=rf"{name} cannot keep .* changes the next one"):
+            require_isolation(family_model(family))
 
 
 class Deaf(nn.Module):
@@ -206,8 +187,9 @@ def test_packing_is_a_key_of_a_run(tiny_llama_dir: Path, demo_dataset_dir: Path,
         "bf16": False,
     }
     losses: dict[str, float] = {}
+    off = {"padding_free": False}
     for name in ("cutoff_len", "packing", "neat_packing", "padding_free"):
-        run_exp({**keys, "output_dir": str(tmp_path / name), name: keys.get(name, True)})
+        run_exp({**keys, **off, "output_dir": str(tmp_path / name), name: keys.get(name, True)})
         losses[name] = json.loads((tmp_path / name / "train_results.json").read_text())["train_loss"]
 
     assert list(losses.values()) == pytest.approx([losses["cutoff_len"]] * 4, abs=1e-5)

@@ -32,5 +32,5 @@ def test_no_attribute_of_the_driver_is_also_one_of_the_trainer():
         for target in node.targets
         if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
     }
-    assert ours == {"meter", "parts", "interrupt", "helpers", "model_card", "_eval_pass"}
+    assert ours == {"meter", "parts", "interrupt", "diagnosis", "helpers", "replay", "model_card", "_eval_pass"}
     assert not ours & theirs

@@ -15,8 +15,9 @@ from torch.testing import assert_close
 
 from llamafactory.extras.errors import UserError
 from llamafactory.hparams.parser import get_train_args
-from llamafactory.train.objective import Batch, LossSum, MetricSum, Models
-from llamafactory.train.sft.workflow import STAGE, supervised_collator
+from llamafactory.train.collation import row_collator
+from llamafactory.train.objective import Batch, LossSum, MetricSum, Models, RolloutPlan
+from llamafactory.train.sft.workflow import STAGE
 from llamafactory.train.stage import STAGES, RunArguments, Stage, StageContext
 from llamafactory.train.workflow import run_stage
 
@@ -40,10 +41,17 @@ class Doubling:
     """A rollout that puts every row in twice."""
 
     steps: list[int] = field(default_factory=list)
+    plan: RolloutPlan = field(default_factory=lambda: RolloutPlan(num_prompts=4))
 
-    def __call__(self, models: Models, batches: list[Batch], step: int) -> list[Batch]:
+    def __call__(self, models: Models, rows: list[dict[str, Any]], step: int) -> list[Batch]:
         self.steps.append(step)
-        return [{name: torch.cat((rows, rows)) for name, rows in batch.items()} for batch in batches]
+        return [pad_right([*rows, *rows])]
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
 
 
 class LastTokens:
@@ -67,13 +75,14 @@ DISTANCE = Stage(
     name="distance",
     title="distance",
     dataset="sft",
-    collator=supervised_collator,
+    collator=row_collator,
     objective=lambda context: distance_to_reference,
     weigh=count_rows,
     helpers=helper_of,
     predictor=lambda context: LastTokens(),
     derive=lambda metrics: {"root": metrics["loss"] ** 0.5},
     plots=("loss", "rows"),
+    joins_rows=False,
 )
 
 
@@ -113,7 +122,9 @@ def test_a_rollout_makes_the_batches_of_a_step(make_model: Callable[..., Any], m
     curves, rollout = [], Doubling()
     for chosen in (None, rollout):
         model = make_model()
-        trainer = make_trainer(model, make_rows(12), parts=parts_for(model, rollout=chosen), optim="sgd")
+        parts = parts_for(model, rollout=chosen)
+        order = {"train_sampling_strategy": "sequential"}
+        trainer = make_trainer(model, make_rows(12), parts=parts, optim="sgd", **order)
         trainer.train()
         curves.append(torch.tensor(losses(trainer)))
     assert rollout.steps == [0, 1, 2]
@@ -162,7 +173,7 @@ def test_a_stage_can_refuse_before_anything_is_loaded(tmp_path: Path):
         title="no",
         dataset="sft",
         check=refuse,
-        collator=supervised_collator,
+        collator=row_collator,
         objective=STAGE.objective,
         weigh=STAGE.weigh,
     )

@@ -1,9 +1,8 @@
-"""Row N45: metrics of generated text and of tokens, on hand-made cases."""
+"""Row N45: metrics of generated text, on hand-made cases."""
 
 import pytest
-import torch
 
-from llamafactory.train.sft.metric import split_words, text_similarity, token_accuracy
+from llamafactory.train.sft.metric import split_words, text_similarity
 
 
 def score(predicted: str, label: str) -> dict[str, float]:
@@ -37,9 +36,3 @@ def test_rows_are_averaged():
     rows = [{"predict": "a b c d", "label": "a b c d"}, {"predict": "x", "label": "y"}]
     assert text_similarity(rows)["rouge-1"] == pytest.approx(50)
     assert text_similarity(rows)["bleu-4"] == pytest.approx(50)
-
-
-def test_token_accuracy_counts_supervised_positions_only():
-    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    hits = token_accuracy(logits, torch.tensor([1, 1, 0, -100]))
-    assert (hits.total.item(), hits.weight.item()) == (2, 3)

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..extras.errors import UserError
 from .blocks import cut_into_blocks
 from .mismatch import MismatchedRows
 from .packing import pack_dataset
+from .streaming import StreamRows
 
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def arrange_rows(rows: Any, kind: str, data_args: "DataArguments", seed: int = 0, *, is_training: bool = True) -> Any:
     """Return what batches are drawn from; `kind` is what get_dataset was asked for. None stays None.
 
-    Rows to measure on are not packed: their loss is the same either way.
+    Rows to measure on are not packed: their loss is the same either way. A stream is arranged as it is read.
     """
     if isinstance(rows, dict):
         return {
@@ -25,9 +25,8 @@ def arrange_rows(rows: Any, kind: str, data_args: "DataArguments", seed: int = 0
     needs_all = kind == "kto" or (kind in ("pt", "sft") and data_args.packing)
     if rows is None or not needs_all:
         return rows
-    if not hasattr(rows, "__len__"):
-        what = "stage: kto" if kind == "kto" else "packing: true"
-        raise UserError(f"{what} looks at all rows before the first step, which streaming: true does not allow.")
+    if isinstance(rows, StreamRows):
+        return rows.arranged("mismatched" if kind == "kto" else "blocks" if kind == "pt" else "packed")
     if kind == "kto":
         return MismatchedRows(rows, data_args.cutoff_len)
     if kind == "pt":

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..extras.logging import get_logger
-from .packing import document_lengths
+from .lengths import SequenceLengths, column_lengths
 
 
 logger = get_logger(__name__)
@@ -22,7 +22,7 @@ class TextBlocks:
 
         self.texts: Any = texts.with_format("numpy") if hasattr(texts, "with_format") else texts
         self.block_len = block_len
-        self._bounds = np.concatenate([[0], np.cumsum(document_lengths(texts))])
+        self._bounds = np.concatenate([[0], np.cumsum(column_lengths(texts))])
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.block_len)
@@ -41,6 +41,15 @@ class TextBlocks:
             text = cast(Mapping[str, Any], self.texts[number])["input_ids"]
             ids += np.asarray(text[max(start - offset, 0) : end - offset]).tolist()
         return {"input_ids": ids, "labels": list(ids)}
+
+    def sequence_lengths(self) -> SequenceLengths:
+        """Return the tokens of each block."""
+        import numpy as np
+
+        lengths = np.full(len(self), self.block_len, dtype=np.int64)
+        if len(self):
+            lengths[-1] = self.num_tokens - (len(self) - 1) * self.block_len
+        return SequenceLengths({"": lengths})
 
     @property
     def num_tokens(self) -> int:

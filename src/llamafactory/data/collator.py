@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 from ..extras.constants import IGNORE_INDEX
-from .batch import TokenBatch, document_numbers
-from .packing import join_documents
+from .batch import TokenBatch, document_numbers, sequence_bounds
+from .packing import LOSS_WEIGHTS, join_documents, weights_of
 
 
 if TYPE_CHECKING:
@@ -36,9 +36,11 @@ class PaddingCollator:
         }
         if "labels" in rows[0]:
             batch["labels"] = self._pad([row["labels"] for row in rows], self.label_pad)
+        if any(row.get(LOSS_WEIGHTS) is not None for row in rows):
+            batch[LOSS_WEIGHTS] = self._pad([weights_of(row) for row in rows], 0.0)
         return batch
 
-    def _pad(self, rows: Sequence[Sequence[int]], value: int) -> "torch.Tensor":
+    def _pad(self, rows: Sequence[Sequence[float]], value: float) -> "torch.Tensor":
         return pad_rows(rows, value, self.pad_to_multiple_of, self.padding_side)
 
 
@@ -56,7 +58,7 @@ class PackedCollator:
         """Return input_ids, attention_mask, labels and position_ids."""
         packed = [join_documents([row]) for row in rows]
         padded = PaddingCollator(self.tokenizer, pad_to_multiple_of=self.pad_to_multiple_of)(
-            [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in packed]
+            [{name: value for name, value in row.items() if name != "position_ids"} for row in packed]
         )
         width = padded["input_ids"].shape[1]
         positions = [[*row["position_ids"], *range(width - len(row["position_ids"]))] for row in packed]
@@ -67,18 +69,23 @@ class PackedCollator:
 class FlatCollator:
     """Lays the rows of a batch end to end in one row, so that nothing is padded; positions tell them apart.
 
-    Kernels that take bounds (flash attention) then compute real tokens only, and they need the single row: with
-    several packed rows they would not notice the bounds. Other kernels build a mask that grows with the square of
-    the whole batch.
+    Kernels that take bounds (ours, flash attention) then compute real tokens only. Other kernels build a mask that
+    grows with the square of the whole batch, and need no bounds.
     """
+
+    lays_flat: ClassVar[bool] = True
+    """A batch takes as many tokens as its rows have; token budgets ask for it."""
 
     tokenizer: "PreTrainedTokenizerBase"
     pad_to_multiple_of: int | None = None
+    with_bounds: bool = True
+    """Adds the bounds of documents; a model that takes no further arguments must not get them."""
 
     def __call__(self, rows: Sequence[Row]) -> TokenBatch:
-        """Return input_ids, attention_mask, labels and position_ids, all of one row."""
+        """Return input_ids, attention_mask, labels and position_ids, all of one row, and the bounds (batch.py)."""
         flat = cast(dict[str, Any], join_documents(rows))
-        return PackedCollator(self.tokenizer, self.pad_to_multiple_of)([flat])
+        batch = PackedCollator(self.tokenizer, self.pad_to_multiple_of)([flat])
+        return {**batch, **sequence_bounds(batch["position_ids"])} if self.with_bounds else batch
 
 
 @dataclass(frozen=True)
@@ -117,17 +124,21 @@ def prepare_4d_attention_mask(document_numbers_BT: "torch.Tensor", dtype: "torch
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int]], value: int, multiple: int | None = None, side: Literal["left", "right"] = "right"
+    rows: Sequence[Sequence[float]],
+    value: float,
+    multiple: int | None = None,
+    side: Literal["left", "right"] = "right",
 ) -> "torch.Tensor":
-    """Fill rows up to the longest one, or to the next multiple above it."""
+    """Fill rows up to the longest one, or to the next multiple above it; a float makes a tensor of floats."""
     import torch
 
     step = multiple or 1
     width = -(-max(len(row) for row in rows) // step) * step
-    padded = torch.full((len(rows), width), value, dtype=torch.int64)
+    dtype = torch.float32 if isinstance(value, float) else torch.int64
+    padded = torch.full((len(rows), width), value, dtype=dtype)
     for index, row in enumerate(rows):
         start = width - len(row) if side == "left" else 0
-        padded[index, start : start + len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        padded[index, start : start + len(row)] = torch.as_tensor(row, dtype=dtype)
     return padded
 
 

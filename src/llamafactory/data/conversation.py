@@ -1,5 +1,6 @@
 """The one dialogue type: rows are read into it, requests are turned into it, templates make tokens of it."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,11 +35,12 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `loss` overrules which response turns are learned: None leaves it to the settings."""
+    """One turn. `loss` overrules which response turns are learned, and how much: None leaves it to the settings."""
 
     role: Role
     content: str
     loss: bool | float | None = None
+    """True or 1: learned; false or 0: not; another number: learned, and each token's loss is multiplied by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Conversation:
     """A worse answer than the last of `messages`, in preference data."""
     is_good: bool | None = None
     """Whether the last answer is, in feedback data."""
+
+
+def is_loss_weight(value: object) -> bool:
+    """Tell whether a turn may have this as its `loss`."""
+    return value is None or (isinstance(value, int | float) and 0 <= value < math.inf)
 
 
 def as_conversation(

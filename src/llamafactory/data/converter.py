@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ..extras.errors import UserError
 from ..extras.registry import Registry
-from .conversation import Conversation, FieldError, Message, Role, RowDropped
+from .conversation import Conversation, FieldError, Message, Role, RowDropped, is_loss_weight
 from .json_rows import shorten
 from .parser import DatasetAttr
 from .preferences import add_preferences
@@ -221,14 +221,13 @@ def take_tools(row: Row, name: str | None) -> str:
     raise FieldError(f"field {name!r} is {shorten(value)}, but a list of tools is needed")
 
 
-def take_loss(turn: Row, where: str) -> bool | None:
-    """Return a turn's own choice whether it is learned: `loss`, or `weight` as OpenAI calls it."""
+def take_loss(turn: Row, where: str) -> bool | float | None:
+    """Return how much a turn is learned: `loss`, or `weight` as OpenAI calls it."""
     value = turn.get("loss", turn.get("weight"))
-    if value is None:
-        return None
-    if value in (0, 1):
-        return bool(value)
-    raise FieldError(f"{where}: loss is {shorten(value)}, but only true, false, 0 and 1 are known")
+    if not is_loss_weight(value):
+        name = "loss" if "loss" in turn else "weight"
+        raise FieldError(f"{where}: {name} is {shorten(value)}, but true, false or a number from 0 up is needed")
+    return bool(value) if value in (0, 1) else value
 
 
 def as_text(value: object, where: str) -> str:

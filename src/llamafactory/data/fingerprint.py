@@ -27,6 +27,7 @@ NEUTRAL = frozenset(
         "eval_on_each_dataset",
         "ignore_pad_token_for_loss",
         "interleave_probs",
+        "max_batch_tokens",
         "mix_strategy",
         "overwrite_cache",
         "padding_free",

@@ -32,10 +32,10 @@ class Access:
         return cls(model_args.cache_dir, tokens)
 
 
-def load_hub(attr: DatasetAttr, access: Access) -> Any:
-    """Load the rows of a hub dataset."""
+def load_hub(attr: DatasetAttr, access: Access, *, streaming: bool = False) -> Any:
+    """Load the rows of a hub dataset; when it is streamed, they come over the network as they are read."""
     try:
-        return LOADERS[attr.load_from](attr, access)
+        return LOADERS[attr.load_from](attr, access, streaming)
     except UserError:
         raise
     except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -44,7 +44,7 @@ def load_hub(attr: DatasetAttr, access: Access) -> Any:
         raise UserError(f"The dataset {attr} could not be loaded from the hub ({hub}): {first}.") from None
 
 
-def load_huggingface(attr: DatasetAttr, access: Access) -> Any:
+def load_huggingface(attr: DatasetAttr, access: Access, streaming: bool = False) -> Any:
     """Load from the Hugging Face hub."""
     import datasets
 
@@ -55,10 +55,11 @@ def load_huggingface(attr: DatasetAttr, access: Access) -> Any:
         split=attr.split,
         cache_dir=access.cache_dir,
         token=access.tokens.get("hf_hub"),
+        streaming=streaming,
     )
 
 
-def load_modelscope(attr: DatasetAttr, access: Access) -> Any:
+def load_modelscope(attr: DatasetAttr, access: Access, streaming: bool = False) -> Any:
     """Load from ModelScope; its library returns a wrapper or a dataset of Hugging Face's library."""
     load = require("modelscope", "modelscope", f"The dataset {attr}").MsDataset.load
     wanted = {
@@ -67,12 +68,13 @@ def load_modelscope(attr: DatasetAttr, access: Access) -> Any:
         "split": attr.split,
         "cache_dir": access.cache_dir,
         "token": access.tokens.get("ms_hub"),
+        "use_streaming": streaming or None,
     }
     rows = load(attr.dataset_name, **{name: value for name, value in wanted.items() if value is not None})
     return rows.to_hf_dataset() if hasattr(rows, "to_hf_dataset") else rows
 
 
-def load_openmind(attr: DatasetAttr, access: Access) -> Any:
+def load_openmind(attr: DatasetAttr, access: Access, streaming: bool = False) -> Any:
     """Load from Modelers (openMind)."""
     load = require("openmind", None, f"The dataset {attr}").OmDataset.load_dataset
     wanted = {
@@ -81,6 +83,7 @@ def load_openmind(attr: DatasetAttr, access: Access) -> Any:
         "split": attr.split,
         "cache_dir": access.cache_dir,
         "token": access.tokens.get("om_hub"),
+        "streaming": streaming or None,
     }
     return load(path=attr.dataset_name, **{name: value for name, value in wanted.items() if value is not None})
 
@@ -93,7 +96,7 @@ def digest_hub(attr: DatasetAttr, rows: Any) -> str:
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
-LOADERS: Mapping[str, Callable[[DatasetAttr, Access], Any]] = {
+LOADERS: Mapping[str, Callable[[DatasetAttr, Access, bool], Any]] = {
     "hf_hub": load_huggingface,
     "ms_hub": load_modelscope,
     "om_hub": load_openmind,

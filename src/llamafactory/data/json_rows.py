@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, TextIO
 
 from ..extras.errors import UserError
@@ -12,13 +13,13 @@ CHUNK = 1 << 20
 SPACE = " \t\r\n"
 
 
-def read_json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, row) of a file that holds a JSON list of objects, or one object per line."""
+def read_json_rows(file: DataFile, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line, row) of a file that holds a JSON list of objects, or one object per line, from row `start` on."""
     try:
         with file.open_text() as head:  # opened twice, because packed files cannot go back
-            read = _read_list if _starts_with_list(head) else _read_lines
+            read = _read_list if starts_with_list(head) else _read_lines
         with file.open_text() as stream:
-            for line, row in read(stream):
+            for line, row in read(stream, start):
                 if not isinstance(row, dict):
                     raise UserError(f"{file}, line {line}: a row must be a JSON object, not {shorten(row)}.")
                 yield line, row
@@ -92,14 +93,19 @@ class Buffer:
         self.is_complete = not more
 
 
-def _starts_with_list(stream: TextIO) -> bool:
+def starts_with_list(stream: TextIO) -> bool:
+    """Tell whether a file holds a JSON list."""
     character = " "
     while character and character in SPACE:
         character = stream.read(1)
     return character == "["
 
 
-def _read_list(stream: TextIO) -> Iterator[tuple[int, Any]]:
+def _read_list(stream: TextIO, start: int) -> Iterator[tuple[int, Any]]:
+    return islice(_read_items(stream), start, None)
+
+
+def _read_items(stream: TextIO) -> Iterator[tuple[int, Any]]:
     buffer = Buffer(stream)
     buffer.peek()
     buffer.take()
@@ -117,10 +123,9 @@ def _read_list(stream: TextIO) -> Iterator[tuple[int, Any]]:
             raise JSONLineError(buffer.line, "a comma or the closing ] is missing" if mark else "the file is cut off")
 
 
-def _read_lines(stream: TextIO) -> Iterator[tuple[int, Any]]:
-    for line, text in enumerate(stream, 1):
-        if not text.strip():
-            continue
+def _read_lines(stream: TextIO, start: int) -> Iterator[tuple[int, Any]]:
+    filled = ((line, text) for line, text in enumerate(stream, 1) if text.strip())
+    for line, text in islice(filled, start, None):
         try:
             yield line, json.loads(text)
         except json.JSONDecodeError as error:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from ..extras.constants import IGNORE_INDEX
+from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..extras.registry import Registry
 from .fingerprint import digest
@@ -20,6 +21,8 @@ from .processor import (
 from .rendering import Template
 from .report import PreparationReport
 from .store import HASH
+from .stream_opening import first_row, open_stream
+from .streaming import StreamRows
 from .tokenized import load_tokenized, save_tokenized
 
 
@@ -57,7 +60,7 @@ class TokenizerModule(TypedDict):
 class DatasetModule(TypedDict):
     """What a run learns and what it is measured on."""
 
-    train_dataset: "Dataset | None"
+    train_dataset: "Dataset | StreamRows | None"
     eval_dataset: "Dataset | dict[str, Dataset] | None"
     reports: NotRequired[list[PreparationReport]]
     """What became of the rows of each dataset, those to learn first; missing when rows came from tokenized_path."""
@@ -82,6 +85,8 @@ def get_dataset(
 
     learn = PROCESSORS.get(stage)
     measure = UnsupervisedDatasetProcessor if training_args.predict_with_generate else learn
+    if data_args.streaming and data_args.dataset:
+        return get_stream(maker, learn, measure, training_args)
     seed = training_args.seed
     parts = maker.make_all(data_args.dataset, learn)
     evals = maker.make_all(data_args.eval_dataset, measure)
@@ -93,14 +98,49 @@ def get_dataset(
         evals = [Part("validation", held_out)]
 
     train = strip(mix(parts, data_args.mix_strategy, data_args.interleave_probs, seed))
-    if data_args.eval_on_each_dataset and data_args.eval_dataset:
-        evaluation = {part.name: strip(end_to_end([part], seed)) for part in evals}
-    else:
-        evaluation = strip(end_to_end(evals, seed))
+    evaluation = join_evals(evals, data_args, seed)
     save_tokenized(data_args.tokenized_path, setting, {"train": train, "eval": evaluation})
     if train is not None:
         logger.info(f"First row: {show_row(tokenizer, train[0])}")
     return DatasetModule(train_dataset=train, eval_dataset=evaluation, reports=maker.reports)
+
+
+def get_stream(
+    maker: RowMaker,
+    learn: type[DatasetProcessor],
+    measure: type[DatasetProcessor],
+    training_args: "TrainingArguments",
+) -> DatasetModule:
+    """Return rows to learn that are read while the run trains; those to measure on come again, and are prepared."""
+    data_args = maker.data_args
+    if data_args.tokenized_path is not None:
+        raise UserError(
+            f"tokenized_path {data_args.tokenized_path!r} keeps prepared rows, but streaming: true prepares none; "
+            "remove one of them."
+        )
+    stream = open_stream(
+        maker,
+        learn,
+        measure,
+        seed=training_args.seed,
+        can_be_endless=training_args.max_steps > 0,
+        holds_out=data_args.val_size > 0 and not data_args.eval_dataset,
+    )
+    held = end_to_end(stream.held, training_args.seed)
+    evals = [Part("validation", held)] if held is not None else maker.make_all(data_args.eval_dataset, measure)
+    shown = first_row(stream.rows)
+    if shown is not None:
+        logger.info(f"First row: {show_row(maker.tokenizer, shown)}")
+    evaluation = join_evals(evals, data_args, training_args.seed)
+    reports = [*stream.reports, *maker.reports]
+    return DatasetModule(train_dataset=stream.rows, eval_dataset=evaluation, reports=reports)
+
+
+def join_evals(evals: Sequence[Part], data_args: "DataArguments", seed: int) -> Any:
+    """Return the rows to measure on: of each dataset on its own, or of all together; None without any."""
+    if data_args.eval_on_each_dataset and data_args.eval_dataset:
+        return {part.name: strip(end_to_end([part], seed)) for part in evals}
+    return strip(end_to_end(evals, seed))
 
 
 def strip(dataset: Any) -> Any:
@@ -108,7 +148,7 @@ def strip(dataset: Any) -> Any:
     return None if dataset is None else dataset.remove_columns(HASH)
 
 
-def show_row(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Sequence[int]]) -> str:
+def show_row(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any]) -> str:
     """Show a row as text with the learned stretches in [[ ]]."""
     stretches: list[tuple[bool, list[int]]] = []
     prefix = "chosen_" if "chosen_input_ids" in row else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..extras.constants import IGNORE_INDEX
 from ..extras.errors import UserError
+from .lengths import SequenceLengths, column_lengths, prompt_lengths
 from .processor.processor_utils import infer_seqlen
 
 
@@ -31,6 +32,14 @@ class MismatchedRows:
         row = dict(self.rows[index])
         ids, labels = mismatch(row, self.rows[(index + 1) % len(self)], self.cutoff_len)
         return {**row, "kl_input_ids": ids, "kl_labels": labels}
+
+    def sequence_lengths(self) -> SequenceLengths:
+        """Return the tokens of each row and of its mismatched answer."""
+        import numpy as np
+
+        own, prompts = column_lengths(self.rows), prompt_lengths(self.rows)
+        mismatched = np.minimum(prompts + np.roll(own - prompts, -1), self.cutoff_len)
+        return SequenceLengths({"": own, "kl_": mismatched})
 
 
 def mismatch(

@@ -9,7 +9,9 @@ from .store import HASH
 
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
+    from numpy.typing import NDArray
 
     from ..hparams.data_args import MixStrategy
 
@@ -40,12 +42,7 @@ def mix(
     """
     from datasets import concatenate_datasets, interleave_datasets
 
-    if chances is None and strategy in STOPS and any(part.weight is not None for part in parts):
-        chances = [1.0 if part.weight is None else part.weight for part in parts]
-    shares = [1.0] * len(parts) if chances is None else list(chances)
-    if len(shares) != len(parts):
-        raise UserError(f"interleave_probs has {len(shares)} values for {len(parts)} datasets; give one for each.")
-
+    shares, is_drawn = share_out([part.weight for part in parts], strategy, chances)
     used = [(part, share) for part, share in zip(parts, shares, strict=True) if share > 0 and len(part.rows)]
     if strategy not in STOPS:
         rows = [resample(part.rows, amount_of(part), seed) for part, _ in used]
@@ -54,8 +51,19 @@ def mix(
     if len(rows) < 2:
         return rows[0] if rows else None
     total = sum(share for _, share in used)
-    probabilities = None if chances is None else [share / total for _, share in used]
+    probabilities = [share / total for _, share in used] if is_drawn else None
     return interleave_datasets(rows, probabilities, seed=seed, stopping_strategy=STOPS[strategy])
+
+
+def share_out(
+    weights: Sequence[float | None], strategy: "MixStrategy", chances: Sequence[float] | None
+) -> tuple[list[float], bool]:
+    """Return the share of each dataset, and whether rows are drawn by it rather than in turn."""
+    if chances is None and strategy in STOPS and any(weight is not None for weight in weights):
+        chances = [1.0 if weight is None else weight for weight in weights]
+    if chances is not None and len(chances) != len(weights):
+        raise UserError(f"interleave_probs has {len(chances)} values for {len(weights)} datasets; give one for each.")
+    return [1.0] * len(weights) if chances is None else list(chances), chances is not None
 
 
 def amount_of(part: Part) -> int | None:
@@ -65,13 +73,16 @@ def amount_of(part: Part) -> int | None:
 
 def resample(rows: "Dataset", num_samples: int | None, seed: int) -> "Dataset":
     """Draw exactly num_samples rows; each comes up again only when all have come up."""
+    return rows if num_samples is None else rows.select(draw_rounds(len(rows), num_samples, seed))
+
+
+def draw_rounds(num_rows: int, num_samples: int, seed: int) -> "NDArray[np.int64]":
+    """Return num_samples row numbers: rounds over all rows, the last one over some drawn at random; each in order."""
     import numpy as np
 
-    if num_samples is None:
-        return rows
-    generator = np.random.default_rng(seed)
-    rounds = [generator.permutation(len(rows)) for _ in range(-(-num_samples // len(rows)))]
-    return rows.select(np.concatenate(rounds)[:num_samples])
+    num_whole, rest = divmod(num_samples, num_rows)
+    last = np.sort(np.random.default_rng(seed).permutation(num_rows)[:rest])
+    return np.concatenate([np.tile(np.arange(num_rows), num_whole), last])
 
 
 def end_to_end(parts: Sequence[Part], seed: int) -> "Dataset | None":
@@ -94,14 +105,21 @@ def split_dataset(dataset: "Dataset", val_size: float) -> tuple["Dataset", "Data
     """
     import numpy as np
 
-    wanted = int(val_size) if val_size >= 1 else max(1, round(len(dataset) * val_size))
     hashes = np.asarray(dataset.with_format("numpy")[HASH])
+    is_held = np.isin(hashes, choose_held(hashes, val_size))
+    return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))
+
+
+def choose_held(hashes: "NDArray[np.int64]", val_size: float) -> "NDArray[np.int64]":
+    """Return the hashes of the rows to hold out: the smallest ones, as many as make up val_size."""
+    import numpy as np
+
+    wanted = int(val_size) if val_size >= 1 else max(1, round(len(hashes) * val_size))
     unique, counts = np.unique(hashes, return_counts=True)
     num_groups = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
-    is_held = np.isin(hashes, unique[:num_groups])
     if num_groups >= len(unique):
-        raise UserError(f"val_size {val_size:g} leaves nothing to train on: there are {len(dataset)} rows; lower it.")
-    return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))
+        raise UserError(f"val_size {val_size:g} leaves nothing to train on: there are {len(hashes)} rows; lower it.")
+    return unique[:num_groups]
 
 
 def select_rows(dataset: "Dataset", others: "Dataset", *, are_in: bool) -> "Dataset":

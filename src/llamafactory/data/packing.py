@@ -3,15 +3,17 @@
 Rows are chosen over the whole epoch, not within a batch of the preparation: best fit, longest document first, which
 leaves almost nothing empty. Nothing is padded to the capacity, and no document is cut.
 
-A packed row is `input_ids`, `labels` and `position_ids`. The positions start again with each document, and that is all
-a model needs to keep documents apart (batch.py). The first token of a document is nobody's target.
+A packed row is `input_ids`, `labels` and `position_ids`, and `loss_weights` where a document has some. The positions
+start again with each document, and that is all a model needs to keep documents apart (batch.py). The first token of a
+document is nobody's target.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..extras.constants import IGNORE_INDEX
 from ..extras.logging import get_logger
+from .lengths import SequenceLengths, column_lengths
 
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-READ_AT_ONCE = 10_000  # rows whose lengths are looked at together
+LOSS_WEIGHTS = "loss_weights"
+"""The column that says what the loss of each label is multiplied by; missing or None where it is 1 everywhere."""
 
 
 class PackedRow(TypedDict):
@@ -29,6 +32,7 @@ class PackedRow(TypedDict):
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
+    loss_weights: NotRequired[list[float]]
 
 
 class PackedRows:
@@ -41,13 +45,14 @@ class PackedRows:
     def __init__(self, documents: Any, capacity: int, seed: int = 0) -> None:
         import numpy as np
 
-        lengths = document_lengths(documents)
+        lengths = column_lengths(documents)
         rows = sorted(sorted(row) for row in pack_lengths(lengths, capacity, seed))
         self.documents = documents
         self.capacity = capacity
         self.num_tokens = int(lengths.sum())
         self._numbers = np.fromiter((number for row in rows for number in row), np.int64, len(lengths))
         self._bounds = np.cumsum([0, *map(len, rows)])
+        self._lengths = np.fromiter((int(lengths[row].sum()) for row in rows), np.int64, len(rows))
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -61,6 +66,10 @@ class PackedRows:
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         return self._numbers[self._bounds[index] : self._bounds[index + 1]].tolist()
+
+    def sequence_lengths(self) -> SequenceLengths:
+        """Return the tokens of each row."""
+        return SequenceLengths({"": self._lengths})
 
     @property
     def efficiency(self) -> float:
@@ -125,19 +134,12 @@ def join_documents(documents: Sequence[Mapping[str, Any]]) -> PackedRow:
         row["input_ids"] += ids
         row["labels"] += [IGNORE_INDEX, *document["labels"][1:]]
         row["position_ids"] += document.get("position_ids") or range(len(ids))
+    if any(document.get(LOSS_WEIGHTS) is not None for document in documents):
+        row["loss_weights"] = [weight for document in documents for weight in [0.0, *weights_of(document)[1:]]]
     return row
 
 
-def document_lengths(documents: Any) -> "NDArray[np.int64]":
-    """Return the number of tokens of each document; an Arrow dataset is asked for its offsets, not for its ids."""
-    import numpy as np
-
-    if not hasattr(documents, "select_columns"):
-        return np.asarray([len(document["input_ids"]) for document in documents], dtype=np.int64)
-
-    import pyarrow.compute as pc
-
-    compute: Any = pc  # its functions are made at import, unknown to type checkers
-    column = documents.select_columns("input_ids").with_format("arrow")
-    parts = [compute.list_value_length(table["input_ids"]).to_numpy() for table in column.iter(READ_AT_ONCE)]
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+def weights_of(document: Mapping[str, Any]) -> Sequence[float]:
+    """Return what the loss of each label is multiplied by; 0 where there is no label."""
+    given = document.get(LOSS_WEIGHTS)
+    return [float(label != IGNORE_INDEX) for label in document["labels"]] if given is None else given

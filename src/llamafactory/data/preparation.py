@@ -72,7 +72,10 @@ class RowMaker:
 
     def make(self, attr: DatasetAttr, kind: type[DatasetProcessor]) -> "Dataset":
         """Return the rows of one dataset, from the store when nothing has changed."""
-        source = open_source(attr, Access.of(self.model_args))
+        return self.make_from(attr, open_source(attr, Access.of(self.model_args)), kind)
+
+    def make_from(self, attr: DatasetAttr, source: Source, kind: type[DatasetProcessor]) -> "Dataset":
+        """Return the rows of a source."""
         layout = replace(attr, num_samples=None, weight=None)  # they count rows, and do not change any
         key = digest(self.setting | {"rows": source.digest, "attr": repr(layout), "kind": kind.__name__})
         processor = kind(self.template, self.tokenizer, self.data_args)
@@ -120,21 +123,22 @@ class RowMaker:
     ) -> Iterator[HashedRow]:
         """Yield the rows that are used, and count all."""
         for (conversation, where), result in results:
-            row = self._settle(result, where)
+            row = settle(result, where, self.data_args)
             if isinstance(row, RowDropped):
                 report.drop(row, where)
             else:
                 report.keep(row)
                 yield row, hash_of(conversation)
 
-    def _settle(self, row: ProcessedRow | RowDropped, where: str) -> ProcessedRow | RowDropped:
-        """Apply on_overlong to a row that was cut."""
-        reason = find_overlong(row, self.data_args.cutoff_len)
-        if reason is None or self.data_args.on_overlong == "truncate":
-            return row
-        if self.data_args.on_overlong == "drop":
-            return reason
-        raise UserError(f"{where}: the row is {reason}, and on_overlong is error; raise cutoff_len or mend the row.")
+
+def settle(row: ProcessedRow | RowDropped, where: str, data_args: "DataArguments") -> ProcessedRow | RowDropped:
+    """Apply on_overlong to a row that was cut."""
+    reason = find_overlong(row, data_args.cutoff_len)
+    if reason is None or data_args.on_overlong == "truncate":
+        return row
+    if data_args.on_overlong == "drop":
+        return reason
+    raise UserError(f"{where}: the row is {reason}, and on_overlong is error; raise cutoff_len or mend the row.")
 
 
 def find_overlong(row: ProcessedRow | RowDropped, cutoff_len: int) -> RowDropped | None:
@@ -159,16 +163,9 @@ def read_conversations(
 ) -> Iterator[tuple[Conversation, str]]:
     """Convert rows; those that cannot be used are counted in the report."""
     first = next(rows, None)
-    if first is None:
-        raise UserError(f"The dataset {attr} holds no rows; an empty dataset cannot be used.")
-    if attr.is_detected:
-        attr = detect_layout(first.values, attr)
-        logger.info(f"The dataset {attr} is read as {describe_layout(attr)}.")
-    check_stage(attr, learns)
-    check_columns(first.values, attr)
-
+    attr = settle_layout(attr, first, learns)
     convert = get_dataset_converter(attr.formatting, attr)
-    for row in chain([first], rows):
+    for row in chain([first] if first else [], rows):
         report.num_read += 1
         try:
             yield convert(row.values), row.where
@@ -176,6 +173,18 @@ def read_conversations(
             report.drop(reason, row.where)
         except FieldError as error:
             raise UserError(f"{row.where}: {error}.") from None
+
+
+def settle_layout(attr: DatasetAttr, first: Row | None, learns: Learns = "answers") -> DatasetAttr:
+    """Find out the layout of a dataset from its first row, and refuse what cannot be learned."""
+    if first is None:
+        raise UserError(f"The dataset {attr} holds no rows; an empty dataset cannot be used.")
+    if attr.is_detected:
+        attr = replace(detect_layout(first.values, attr), is_detected=False)
+        logger.info(f"The dataset {attr} is read as {describe_layout(attr)}.")
+    check_stage(attr, learns)
+    check_columns(first.values, attr)
+    return attr
 
 
 def check_stage(attr: DatasetAttr, learns: Learns = "answers") -> None:

@@ -17,6 +17,8 @@ class PreparationReport:
     num_read: int = 0
     num_truncated: int = 0
     num_supervised: int = 0
+    num_weighted: int = 0  # rows in which losses are weighed
+    num_more: int = 0  # tokens of the shorter sequences of pairs, which `lengths` leaves out
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # reason -> the first row that was dropped for it
     lengths: array = field(default_factory=lambda: array("I"))  # four bytes per row
@@ -25,12 +27,25 @@ class PreparationReport:
         """Count a row that is used."""
         self.num_truncated += row.is_truncated
         self.num_supervised += row.num_supervised
-        self.lengths.append(len(row.input_ids))
+        self.num_weighted += row.weights is not None
+        lengths = row.sequence_lengths
+        self.lengths.append(max(lengths))
+        self.num_more += sum(lengths) - max(lengths)
 
     def drop(self, reason: object, where: str) -> None:
         """Count a row that is not."""
         self.dropped[str(reason)] += 1
         self.examples.setdefault(str(reason), where)
+
+    def add(self, other: Self) -> None:
+        """Count what another process has counted."""
+        self.num_read += other.num_read
+        self.num_truncated += other.num_truncated
+        self.num_supervised += other.num_supervised
+        self.dropped.update(other.dropped)
+        self.lengths.extend(other.lengths)
+        for reason, where in other.examples.items():
+            self.examples.setdefault(reason, where)
 
     @property
     def num_kept(self) -> int:
@@ -40,7 +55,7 @@ class PreparationReport:
     @property
     def num_tokens(self) -> int:
         """Tokens of the rows that are used."""
-        return sum(self.lengths)
+        return sum(self.lengths) + self.num_more
 
     def percentile(self, share: float) -> int:
         """Return the length that this share of the rows does not exceed; 0 without rows."""

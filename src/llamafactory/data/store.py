@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..extras.env import read_env
+from .packing import LOSS_WEIGHTS
 from .processor import ProcessedRow
 from .report import PreparationReport
 
@@ -56,7 +57,8 @@ def load(folder: Path) -> tuple["Dataset", PreparationReport]:
     from datasets import Dataset
 
     report = PreparationReport.from_dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
-    return Dataset.from_file(str(folder / ROWS)), report
+    rows = Dataset.from_file(str(folder / ROWS))
+    return rows if report.num_weighted else rows.remove_columns(LOSS_WEIGHTS), report
 
 
 def write_rows(path: Path, batches: Iterable[list[HashedRow]]) -> None:
@@ -66,15 +68,15 @@ def write_rows(path: Path, batches: Iterable[list[HashedRow]]) -> None:
     filled = filter(None, batches)  # a batch without rows does not know its columns
     first = next(filled, [])
     with pa.OSFile(str(path), "wb") as sink:
-        table = columns_of(first)
+        table = columns_of(first, may_weigh=True)
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_batch(table)
             for batch in filled:
-                writer.write_batch(columns_of(batch))
+                writer.write_batch(columns_of(batch, may_weigh=True))
 
 
-def columns_of(batch: Sequence[HashedRow]) -> Any:
-    """Make an Arrow batch of rows, which are of one kind."""
+def columns_of(batch: Sequence[HashedRow], *, may_weigh: bool = False) -> Any:
+    """Make an Arrow batch of rows, which are of one kind; may_weigh: a later batch may have weights of losses."""
     import numpy as np
     import pyarrow as pa
 
@@ -89,11 +91,16 @@ def columns_of(batch: Sequence[HashedRow]) -> Any:
     for name, sample in more.items():
         values: list[Any] = [(row.more or {})[name] for row, _ in batch]
         columns[name] = pa.array(values, pa.bool_()) if isinstance(sample, bool) else list_array(values, pa.int32())
+    weights = [row.weights for row, _ in batch]
+    if may_weigh or any(own is not None for own in weights):
+        columns[LOSS_WEIGHTS] = list_array(
+            [own or () for own in weights], pa.float32(), [own is None for own in weights]
+        )
     columns[HASH] = pa.array([number for _, number in batch], pa.int64())
     return pa.record_batch(columns)
 
 
-def list_array(lists: Sequence[Sequence[int]], kind: Any) -> Any:
+def list_array(lists: Sequence[Sequence[float]], kind: Any, are_null: Sequence[bool] | None = None) -> Any:
     """Make an Arrow array of lists without a Python object per number on the way."""
     import numpy as np
     import pyarrow as pa
@@ -101,4 +108,5 @@ def list_array(lists: Sequence[Sequence[int]], kind: Any) -> Any:
     offsets = np.zeros(len(lists) + 1, dtype=np.int32)
     np.cumsum([len(numbers) for numbers in lists], out=offsets[1:])
     flat = np.fromiter(chain.from_iterable(lists), dtype=kind.to_pandas_dtype(), count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind))
+    mask = None if are_null is None else pa.array(are_null, pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind), mask=mask)

@@ -130,6 +130,11 @@ def is_enabled(name: str, default: bool = False) -> bool:
     return default if raw is None or not raw.strip() else raw.strip().lower() in TRUTHY
 
 
+def read_variable(name: str) -> str:
+    """Read any variable as text; empty when it is not set."""
+    return os.environ.get(name, "")
+
+
 def _convert(name: str, raw: str, kind: str) -> Any:
     if "bool" in kind:
         return raw.lower() in TRUTHY

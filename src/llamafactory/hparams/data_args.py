@@ -35,9 +35,9 @@ class DataArguments(Arguments):
     mask_history: bool = False
     """Learns only the last answer of a conversation."""
     streaming: bool = False
-    """Reads examples while training instead of preparing them all first; needs `max_steps`."""
+    """Reads examples while training instead of preparing them all; needs `max_steps` if they cannot be counted."""
     buffer_size: Count = 16384
-    """Examples held for shuffling when streaming; more mixes better."""
+    """Examples that are shuffled (and packed) together when streaming; more mixes better."""
     mix_strategy: MixStrategy = "concat"
     """Puts datasets end to end, or alternates between them until the first, the last or each once is used up."""
     interleave_probs: tuple[Share, ...] | None = None
@@ -62,8 +62,10 @@ class DataArguments(Arguments):
     """Fills rows of `cutoff_len` with several examples, kept apart in fine-tuning; unset packs in pre-training."""
     neat_packing: bool = False
     """Another name for `packing` in fine-tuning: here packed examples are always kept apart."""
-    padding_free: bool = False
-    """Lays the examples of a batch end to end instead of padding them; worth it with flash attention only."""
+    padding_free: bool | None = None
+    """Lays the examples of a batch end to end instead of padding them; unset does so where the model allows it."""
+    max_batch_tokens: Count | None = None
+    """Training batches hold what fits into so many tokens instead of `per_device_train_batch_size` examples."""
     tool_format: str | None = None
     """Wire format of tool calls, when it should differ from the template's own."""
     default_system: str | None = None
@@ -75,4 +77,4 @@ class DataArguments(Arguments):
     tokenized_path: str | None = None
     """Folder with prepared data: read when it exists, written otherwise."""
     data_shared_file_system: bool = False
-    """All machines see the same disk, so only rank 0 of the whole run prepares the data."""
+    """Has no effect: on a disk that machines share, the first process prepares the data and the others wait for it."""

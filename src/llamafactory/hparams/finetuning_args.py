@@ -6,16 +6,18 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval
 
 from .backends_args import BackendArguments
-from .kinds import Arguments, Count, Names, Natural, NonNegative, PartShare, Positive, Secret
+from .kinds import Arguments, Count, Names, Natural, NonNegative, PartShare, PluginName, Positive, Secret
 from .optimizer_args import ApolloArguments, BadamArguments, GaloreArguments
+from .plugin_args import PluginArguments
+from .rollout_args import GrpoArguments, PpoArguments, RewardArguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodArguments(Arguments):
     """Stage and method."""
 
-    stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto"] = "sft"
-    """What is learned: plain text, answers, a reward, or preferences (ppo, dpo, kto)."""
+    stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto", "grpo"] | PluginName = "sft"
+    """What is learned: plain text, answers, a reward, preferences (dpo, kto), or from rewarded tries (ppo, grpo)."""
     finetuning_type: Literal["lora", "oft", "freeze", "full"] = "lora"
     """What is trained: small adapters (lora, oft), some layers (freeze), or all weights (full)."""
     pure_bf16: bool = False
@@ -122,7 +124,25 @@ class RlhfArguments(Arguments):
     """Weight of an added SFT loss on the chosen answers."""
     pref_bco_weight: NonNegative = 0.0
     """Weight of the BCO term that is mixed into DPO."""
-    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"] = "sigmoid"
+    pref_loss: (
+        Literal[
+            "sigmoid",
+            "hinge",
+            "ipo",
+            "kto_pair",
+            "orpo",
+            "simpo",
+            "sigmoid_norm",
+            "robust",
+            "exo_pair",
+            "bco_pair",
+            "apo_zero",
+            "apo_down",
+            "sppo_hard",
+            "discopop",
+        ]
+        | PluginName
+    ) = "sigmoid"
     """Preference loss; orpo and simpo need no reference model."""
     dpo_label_smoothing: Annotated[float, Interval(ge=0, lt=0.5)] = 0.0
     """Share of preference pairs that are taken to be the wrong way round."""
@@ -142,6 +162,8 @@ class RlhfArguments(Arguments):
     """Distance from the reference model that PPO steers to."""
     ppo_whiten_rewards: bool = False
     """Centres and scales rewards before advantages are computed."""
+    precompute_ref_logps: bool = False
+    """Asks the reference model once, before training, and keeps its answers in the cache: faster from then on."""
     ref_model: str | None = None
     """Reference model; unset uses the starting model itself."""
     ref_model_adapters: Names | None = None
@@ -187,10 +209,14 @@ class SwanlabArguments(Arguments):
 @dataclass(frozen=True, kw_only=True)
 class FinetuningArguments(
     BackendArguments,
+    PluginArguments,
     SwanlabArguments,
     BadamArguments,
     ApolloArguments,
     GaloreArguments,
+    GrpoArguments,
+    PpoArguments,
+    RewardArguments,
     RlhfArguments,
     OftArguments,
     LoraArguments,

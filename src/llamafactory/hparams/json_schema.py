@@ -1,5 +1,6 @@
 """JSON Schema (draft 2020-12) of a configuration, so that an editor completes and checks a YAML file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .legacy import RULES, load_legacy
@@ -23,7 +24,16 @@ def build_schema(command: str = "train") -> dict[str, Any]:
         "properties": {**properties, **_legacy(properties)},
         "required": [name for name, param in params.items() if param.is_required],
         "additionalProperties": False,
+        **_closed_without_plugins(params),
     }
+
+
+def _closed_without_plugins(params: Mapping[str, Param]) -> dict[str, Any]:
+    """Let a key take other words than its choices only beside `plugins`, which could register them."""
+    closed = {name: {"enum": [*param.choices, None]} for name, param in params.items() if param.is_open}
+    if "plugins" not in params or not closed:
+        return {}
+    return {"if": {"not": {"required": ["plugins"]}}, "then": {"properties": closed}}
 
 
 def _property(param: Param) -> dict[str, Any]:

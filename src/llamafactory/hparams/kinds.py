@@ -11,6 +11,11 @@ class SecretMark:
     """Marks a value that is never printed, logged or saved."""
 
 
+@dataclass(frozen=True)
+class PluginMark:
+    """Marks a text that a plug-in gave its meaning."""
+
+
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -21,6 +26,7 @@ Steps = Annotated[int | float, Ge(0)]  # a count, or below 1 a share of the whol
 Names = tuple[str, ...]  # written "a,b" or as a list
 Json = dict[str, Any]  # written as a mapping or as a JSON string
 Secret = Annotated[str, SecretMark()]
+PluginName = Annotated[str, PluginMark()]  # beside a Literal: the choices, or a name that a plug-in registers
 
 
 @dataclass(frozen=True, kw_only=True)

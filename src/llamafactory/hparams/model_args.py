@@ -45,7 +45,7 @@ class BaseModelArguments(Arguments):
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
     """Stretches the positions so that a model reads longer texts than it was made for."""
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
-    """Attention kernel: `auto` takes the model's best one, `disabled` the plain reference."""
+    """Attention kernel: `auto` takes ours in training, else the model's best one; `disabled` the plain reference."""
     shift_attn: bool = False
     """Trains on shifted groups of tokens (LongLoRA), which is cheaper for long texts."""
     mixture_of_depths: Literal["convert", "load"] | None = None
@@ -58,8 +58,8 @@ class BaseModelArguments(Arguments):
     """Uses Liger's fused kernels for the model types that it knows."""
     moe_aux_loss_coef: NonNegative | None = None
     """Weight of the loss that keeps a mixture's experts evenly used; unset leaves the model's own value."""
-    disable_gradient_checkpointing: bool = False
-    """Keeps all activations: faster steps for much more memory."""
+    disable_gradient_checkpointing: bool | None = None
+    """True keeps all activations (fast), false computes them again (less memory); unset does what memory allows."""
     use_reentrant_gc: bool = True
     """Takes torch's reentrant form of activation checkpointing; off is the newer form."""
     upcast_layernorm: bool = False
@@ -74,6 +74,8 @@ class BaseModelArguments(Arguments):
     """Folder for the layers that fit neither on the device nor in memory."""
     use_kv_cache: bool = True
     """Keeps keys and values while generating; off saves memory and is much slower."""
+    fused_modules: bool = True
+    """Trains with faster forms of LoRA layers, gated MLPs, norms and rotary embeddings where they compute the same."""
     use_v1_kernels: bool | None = False
     """Applies the native driver's kernel plug-ins to the model."""
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"

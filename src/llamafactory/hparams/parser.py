@@ -20,7 +20,7 @@ from .generating_args import GeneratingArguments
 from .kinds import Arguments
 from .legacy import each_legacy, list_legacy
 from .model_args import ModelArguments
-from .pending import find_idle, find_pending
+from .pending import find_idle, find_pending, find_unplugged
 from .reading import Given, read_given
 from .resolve import derive
 from .rules import check_rules
@@ -153,12 +153,16 @@ class _Draft:
                 self.problems.append(f"{self.given[key].place}: {key} has no value; set it ({param.help.rstrip('.')})")
         settled = {key: value for key, value in self.values.items() if key not in self.wrong}
         view = View(self.command, settled, self.wrong, self.env)
-        for violation in (*find_pending(self.params, settled, self.given), *check_rules(view)):
+        unusable = (
+            *find_pending(self.params, settled, self.given),
+            *find_unplugged(self.params, settled, self.given),
+        )
+        for violation in (*unusable, *check_rules(view)):
             self.problems.append(self._located(violation))
 
     def finish(self) -> RunConfig:
         """Derive what follows and build the argument objects."""
-        view = View(self.command, self.values, (), self.env)
+        view = View(self.command, self.values, (), self.env, self.given)
         self.notices.extend(find_idle(self.command, self.params, self.values, self.given))
         derived = derive(view)
         values = {**self.values, **derived}

@@ -3,8 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ..extras.registry import nearest
 from .schema import Param
 from .tables import load_table
+from .values import describe
 from .view import Violation, word
 
 
@@ -21,6 +23,20 @@ def find_pending(params: Mapping[str, Param], values: Mapping[str, Any], given: 
             message = f"{name}: {word(values[name])} is not in this version yet ({row['what']}); remove it"
             violations.append(Violation((name,), message))
     return violations
+
+
+def find_unplugged(
+    params: Mapping[str, Param], values: Mapping[str, Any], given: Collection[str]
+) -> Iterator[Violation]:
+    """Refuse names that only a plug-in could explain, where no plug-in is given."""
+    if values.get("plugins"):
+        return
+    for name in given:
+        param = params[name]
+        if param.is_open and name in values and values[name] not in param.choices:
+            near = nearest(str(values[name]), [str(choice) for choice in param.choices], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            yield Violation((name,), f"{name} is {str(values[name])!r} but must be {describe(param)}{hint}")
 
 
 def find_idle(

@@ -40,6 +40,16 @@ def _greedy(view: View) -> Iterator[tuple[str, Any]]:
         yield "do_sample", False
 
 
+def _rollout_sampling(view: View) -> Iterator[tuple[str, Any]]:
+    """Who learns from tries must try what is unlikely too: all of the distribution is drawn from, by default."""
+    if view.stage in ("ppo", "grpo"):
+        yield from (
+            (key, value)
+            for key, value in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0))
+            if key not in view.given
+        )
+
+
 def _generation(view: View) -> Iterator[tuple[str, Any]]:
     if view.generation_max_length is None:
         yield "generation_max_length", view.cutoff_len
@@ -61,9 +71,10 @@ def _shuffling(view: View) -> Iterator[tuple[str, Any]]:
 
 
 def _checkpointing(view: View) -> Iterator[tuple[str, Any]]:
-    """An explicit false under either of transformers' names turns checkpointing off, as people expect."""
-    if view.activation_checkpointing is False or view.gradient_checkpointing is False:
-        yield "disable_gradient_checkpointing", True
+    """A value under either of transformers' names decides, as people expect; ours comes first where it is set."""
+    given = [value for value in (view.activation_checkpointing, view.gradient_checkpointing) if value is not None]
+    if given and view.disable_gradient_checkpointing is None:
+        yield "disable_gradient_checkpointing", not given[0]
     for settings in (view.gradient_checkpointing_kwargs, view.activation_checkpointing_kwargs):
         if isinstance(settings, dict) and "use_reentrant" in settings:
             yield "use_reentrant_gc", bool(cast("dict[str, Any]", settings)["use_reentrant"])
@@ -96,6 +107,7 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _packing,
     _media_dir,
     _greedy,
+    _rollout_sampling,
     _generation,
     _evaluation,
     _shuffling,

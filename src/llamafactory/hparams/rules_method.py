@@ -7,6 +7,8 @@ from .view import View, Violation
 
 
 MEMORY_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam")
+REFERENCE_FREE_LOSSES = ("orpo", "simpo")
+SMOOTHED_LOSSES = ("sigmoid", "sigmoid_norm", "robust", "exo_pair")
 SFT_LOSSES = ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
 
 
@@ -28,9 +30,6 @@ def _packing(view: View) -> Iterator[Violation]:
         yield view.clash("neat_packing", "packing", "neat_packing is a kind of packing")
     if view.packing and view.stage not in ("pt", "sft"):
         yield view.clash("packing", "stage", "it belongs to the stages pt and sft")
-    if (view.packing or view.neat_packing) and view.streaming and view.stage == "sft":
-        name = "neat_packing" if view.neat_packing else "packing"
-        yield view.clash(name, "streaming", "packing needs to know the length of every example first")
 
 
 def _one_loss(view: View) -> Iterator[Violation]:
@@ -40,8 +39,9 @@ def _one_loss(view: View) -> Iterator[Violation]:
 
 
 def _reward_stages(view: View) -> Iterator[Violation]:
-    if view.stage in ("rm", "ppo") and view.load_best_model_at_end:
-        yield view.clash("stage", "load_best_model_at_end", "remove load_best_model_at_end")
+    if view.stage == "ppo" and view.load_best_model_at_end:
+        hint = "the value head of the best step would be missing; remove load_best_model_at_end"
+        yield view.clash("stage", "load_best_model_at_end", hint)
 
 
 def _ppo(view: View) -> Iterator[Violation]:
@@ -49,21 +49,60 @@ def _ppo(view: View) -> Iterator[Violation]:
         return
     if not view.do_train:
         yield Violation(("stage", "do_train"), "stage: ppo needs do_train: true; it has nothing else to do")
-    if not view.reward_model:
-        yield Violation(("stage", "reward_model"), "stage: ppo needs a reward_model; name one")
     if view.shift_attn:
         yield view.clash("stage", "shift_attn")
+
+
+def _rollouts(view: View) -> Iterator[Violation]:
+    """PPO and GRPO learn from answers that they write and have judged."""
+    if view.stage not in ("ppo", "grpo"):
+        return
+    if not view.reward_model and not view.reward_funcs:
+        message = f"stage: {view.stage} needs a reward_model or reward_funcs; name one"
+        yield Violation(("stage", "reward_model", "reward_funcs"), message)
+    if view.lora_dropout > 0 and view.finetuning_type == "lora":
+        yield view.clash("lora_dropout", "stage", "the policy that learns must be the one that wrote; set it to 0")
+    if view.reward_weights is not None:
+        count = len(view.reward_funcs or ()) + bool(view.reward_model)
+        if len(view.reward_weights) != count:
+            message = f"reward_weights has {len(view.reward_weights)} values for {count} sources of reward"
+            yield Violation(("reward_weights", "reward_funcs"), f"{message}; give one value per source")
+    if not view.reward_model:
+        return
     if view.reward_model_type == "lora" and view.finetuning_type != "lora":
         yield view.clash("reward_model_type", "finetuning_type", "take reward_model_type full or api")
+
+
+def _groups(view: View) -> Iterator[Violation]:
+    if view.stage != "grpo" or not view.do_train:
+        return
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "grpo_buffer_size", "num_generations")
+    count = view.per_device_train_batch_size * view.gradient_accumulation_steps * view.grpo_buffer_size
+    if count % view.num_generations:
+        message = (
+            f"{view.pair('num_generations')} must divide the answers that a device gathers, "
+            f"per_device_train_batch_size x gradient_accumulation_steps x grpo_buffer_size = {count}; change one"
+        )
+        yield Violation(keys, message)
 
 
 def _preferences(view: View) -> Iterator[Violation]:
     if view.stage != "dpo":
         return
-    if view.dpo_label_smoothing > 0 and view.pref_loss != "sigmoid":
-        yield view.clash("dpo_label_smoothing", "pref_loss", "smoothing belongs to the sigmoid loss")
-    if view.pref_bco_weight > 0 and view.pref_loss in ("orpo", "simpo"):
-        yield view.clash("pref_bco_weight", "pref_loss", "orpo and simpo have no reference model")
+    if view.dpo_label_smoothing > 0 and view.pref_loss not in SMOOTHED_LOSSES:
+        yield view.clash(
+            "dpo_label_smoothing", "pref_loss", f"smoothing belongs to the losses {', '.join(SMOOTHED_LOSSES)}"
+        )
+    if view.dpo_label_smoothing == 0 and view.pref_loss == "exo_pair":
+        message = "pref_loss: exo_pair needs dpo_label_smoothing above 0, such as 0.001"
+        yield Violation(("pref_loss", "dpo_label_smoothing"), message)
+    if view.pref_beta == 0 and view.pref_loss in ("ipo", "sppo_hard"):
+        yield Violation(("pref_beta", "pref_loss"), f"{view.pair('pref_loss')} needs a pref_beta above 0; raise it")
+    if view.pref_loss not in REFERENCE_FREE_LOSSES:
+        return
+    for name in ("pref_bco_weight", "precompute_ref_logps", "ref_model", "ref_model_adapters"):
+        if getattr(view, name):
+            yield view.clash(name, "pref_loss", "orpo and simpo have no reference model")
 
 
 def _lora_only(view: View) -> Iterator[Violation]:
@@ -77,9 +116,13 @@ def _lora_only(view: View) -> Iterator[Violation]:
 def _pissa(view: View) -> Iterator[Violation]:
     if not view.pissa_init:
         return
-    uses_reference = view.stage in ("ppo", "kto") or (view.stage == "dpo" and view.pref_loss not in ("orpo", "simpo"))
+    uses_reference = view.stage in ("ppo", "kto") or (
+        view.stage == "dpo" and view.pref_loss not in REFERENCE_FREE_LOSSES
+    )
     if uses_reference:
         yield view.clash("pissa_init", "stage", "the stage needs the starting model as reference, which PiSSA changes")
+    if view.use_asft_loss:
+        yield view.clash("pissa_init", "use_asft_loss", "the loss needs the starting model, which PiSSA changes")
     if deepspeed_stage(view) == 3:
         yield Violation(
             ("pissa_init", "deepspeed"), "pissa_init: true cannot go with ZeRO stage 3; use stage 2 or below"
@@ -158,6 +201,8 @@ RULES = (
     _one_loss,
     _reward_stages,
     _ppo,
+    _rollouts,
+    _groups,
     _preferences,
     _lora_only,
     _pissa,

@@ -61,14 +61,16 @@ def _each_dataset(view: View) -> Iterator[Violation]:
 def _streaming(view: View) -> Iterator[Violation]:
     if not view.streaming:
         return
-    if view.max_steps < 1:
-        yield Violation(
-            ("streaming", "max_steps"), "streaming: true needs max_steps; the length of the data is not known"
-        )
-    if view.max_samples is not None:
-        yield view.clash("streaming", "max_samples", "use max_steps to limit the run")
-    if 0 < view.val_size < 1:
-        yield view.clash("streaming", "val_size", "hold out a whole number of examples")
+    if view.stage in ("ppo", "grpo"):
+        yield view.clash("streaming", "stage", "its prompts are drawn from all examples")
+    if view.train_sampling_strategy not in ("random", "sequential"):
+        yield view.clash("streaming", "train_sampling_strategy", "the lengths of all examples must be known")
+    if view.precompute_ref_logps:
+        yield view.clash("streaming", "precompute_ref_logps", "the reference would go over all examples first")
+    packs = view.packing or view.neat_packing or (view.packing is None and view.stage == "pt")
+    if packs and view.stage in ("pt", "sft") and view.do_train and view.max_steps < 1:
+        message = "streaming: true with packing needs max_steps: nobody knows how many rows the examples will fill"
+        yield Violation(("streaming", "max_steps"), f"{message}; set it, or packing: false")
 
 
 def _predicting(view: View) -> Iterator[Violation]:
@@ -158,7 +160,8 @@ def _fp8(view: View) -> Iterator[Violation]:
 
 def _checkpointing_is_one_switch(view: View) -> Iterator[Violation]:
     for name in ("activation_checkpointing", "gradient_checkpointing"):
-        if view.disable_gradient_checkpointing and getattr(view, name):
+        ours, theirs = view.disable_gradient_checkpointing, getattr(view, name)
+        if ours is not None and theirs is not None and ours == theirs:
             yield view.clash(name, "disable_gradient_checkpointing")
 
 
@@ -168,6 +171,22 @@ def _workers(view: View) -> Iterator[Violation]:
             if getattr(view, name):
                 message = f"{view.pair(name)} needs dataloader_num_workers of at least 1; raise it"
                 yield Violation((name, "dataloader_num_workers"), message)
+
+
+def _token_batches(view: View) -> Iterator[Violation]:
+    if view.max_batch_tokens is None:
+        return
+    if view.stage in ("ppo", "grpo"):
+        message = f"max_batch_tokens cannot go with {view.pair('stage')}: nobody knows how long answers will be"
+        yield Violation(("max_batch_tokens", "stage"), f"{message}; set per_device_train_batch_size")
+    if view.streaming:
+        yield view.clash("max_batch_tokens", "streaming", "the lengths of all examples must be known")
+    if view.auto_find_batch_size:
+        yield view.clash("max_batch_tokens", "auto_find_batch_size", "it looks for a number of examples")
+    if view.dataloader_drop_last:
+        yield view.clash("max_batch_tokens", "dataloader_drop_last", "batches are evened out and nothing is left over")
+    if view.train_sampling_strategy == "batch_rebalance":
+        yield view.clash("max_batch_tokens", "train_sampling_strategy", "batch_rebalance counts examples")
 
 
 def _mixing(view: View) -> Iterator[Violation]:
@@ -207,6 +226,7 @@ RULES = (
     _fp8,
     _checkpointing_is_one_switch,
     _workers,
+    _token_batches,
     _mixing,
     _trackers,
 )

@@ -21,7 +21,7 @@ from .data_args import DataArguments
 from .evaluation_args import EvaluationArguments
 from .finetuning_args import FinetuningArguments
 from .generating_args import GeneratingArguments
-from .kinds import Arguments, SecretMark
+from .kinds import Arguments, PluginMark, SecretMark
 from .model_args import ModelArguments
 from .training_args import TrainingArguments
 
@@ -79,6 +79,11 @@ class Param:
     @property
     def is_secret(self) -> bool:
         return any(isinstance(mark, SecretMark) for mark in _metadata(self.kind))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether plug-ins can add names to the choices."""
+        return any(isinstance(mark, PluginMark) for mark in _metadata(self.kind))
 
     @property
     def choices(self) -> tuple[Any, ...]:

@@ -150,7 +150,7 @@ class PrecisionArguments(Arguments):
     tf32: bool | None = None
     """Lets float32 products use the faster TF32 units; unset is torch's own choice."""
     activation_checkpointing: bool | None = None
-    """Recomputes activations to save memory; on unless `disable_gradient_checkpointing` is set."""
+    """Recomputes activations to save memory, or not; the opposite of `disable_gradient_checkpointing`."""
     activation_checkpointing_kwargs: Json | None = None
     """Further settings of activation checkpointing."""
     gradient_checkpointing: bool | None = None

@@ -56,6 +56,8 @@ def settle(arguments: Arguments) -> None:
 def describe(param: Param) -> str:
     """Say in words what a key takes: "a whole number >= 1", "one of lora, full"."""
     parts = [_describe_shape(shape) for shape in param.shapes if shape.base is not type(None)]
+    if param.is_open:
+        parts[parts.index("text")] = "a name that a file in `plugins` registers"
     return " or ".join(dict.fromkeys(part for part in parts if part))
 
 

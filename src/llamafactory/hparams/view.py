@@ -22,9 +22,13 @@ class Violation:
 class View:
     """Attribute access to all values; asking for an unknowable one ends the rule that asked."""
 
-    def __init__(self, command: str, values: Mapping[str, Any], wrong: Iterable[str], env: Env) -> None:
+    def __init__(
+        self, command: str, values: Mapping[str, Any], wrong: Iterable[str], env: Env, given: Iterable[str] = ()
+    ) -> None:
         self.command = command
         self.env = env
+        self.given = frozenset(given)
+        """The keys that the user set, as opposed to those that have their default."""
         self._values = values
         self._wrong = frozenset(wrong)
 

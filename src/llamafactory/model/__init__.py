@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapter import init_adapter
     from .loader import TokenizerModule, load_config, load_model, load_tokenizer
+    from .model_utils.valuehead import load_valuehead_params
     from .modules import find_all_linear_modules
 
 
@@ -16,6 +17,7 @@ _HOMES = {
     "load_config": "loader",
     "load_model": "loader",
     "load_tokenizer": "loader",
+    "load_valuehead_params": "model_utils.valuehead",
 }
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "load_valuehead_params",
 ]
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -22,8 +30,9 @@ from ..extras.registry import Registry
 from .dtype import DtypeFlags, choose_dtype, inference_flags, stored_dtype
 from .freeze import choose_trainable
 from .merge import merge_adapter
+from .model_utils.valuehead import refuse_foreign_score, score_head_name
 from .modules import find_all_linear_modules, match_modules, match_targets
-from .request import LoadRequest
+from .request import Head, LoadRequest
 from .sources import resolve_adapter
 
 
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 TuningMethod = Callable[[PreTrainedModel, LoadRequest], PreTrainedModel]
+PEFT_SCORES = ("classifier", "score")  # PEFT saves layers of these names with a classification model by itself
 ADAPTERS: Registry[TuningMethod] = Registry("finetuning_type")
 
 
@@ -65,7 +75,12 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool = F
     """Put a saved adapter on the model; one that was made for another model is a UserError."""
     try:
         with _without_noise():
-            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable, low_cpu_mem_usage=True)
+            config = PeftConfig.from_pretrained(str(folder))
+            if config.task_type == TaskType.CAUSAL_LM and not model.can_generate():
+                config.task_type = None  # an adapter of the established tool, whose score lies in a file of its own
+            loaded = PeftModel.from_pretrained(
+                model, str(folder), is_trainable=is_trainable, config=config, low_cpu_mem_usage=True
+            )
     except (ValueError, RuntimeError) as error:
         if "size mismatch" in str(error) or "not found in the base model" in str(error):
             raise UserError(f"The adapter {folder} was made for another model than {model.name_or_path}.") from error
@@ -108,9 +123,10 @@ def _full(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
 def _freeze(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
     if request.is_trainable:
         args = request.finetuning_args
-        choose_trainable(
-            model, args.freeze_trainable_layers, args.freeze_trainable_modules, args.freeze_extra_modules or ()
-        )
+        extra = list(args.freeze_extra_modules or ())
+        if request.head == "score":
+            extra.append(score_head_name(model))  # a new layer: without it nothing is learned
+        choose_trainable(model, args.freeze_trainable_layers, args.freeze_trainable_modules, extra)
     return model
 
 
@@ -119,26 +135,33 @@ def _lora(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
     plan = _plan_adapters(request)
     model = merge_adapters(model, plan.merged, request.dtypes.frozen)
     if plan.continued is not None:
+        refuse_foreign_score(plan.continued, request.head)
         peft_model = load_adapter(model, plan.continued, is_trainable=True)
         logger.info("Training goes on with the adapter %s; its own rank and targets count.", plan.continued)
     elif request.is_trainable:
         with _without_noise():
-            peft_model = get_peft_model(model, lora_config(model, request.finetuning_args))
+            peft_model = get_peft_model(model, lora_config(model, request.finetuning_args, request.head))
     else:
         return model
     return cast(PreTrainedModel, peft_model)  # it passes every call and attribute on to the model inside
 
 
-def lora_config(model: PreTrainedModel, args: "FinetuningArguments") -> LoraConfig:
-    """The PEFT config of a fresh adapter, with all targets checked against the model."""
+def lora_config(model: PreTrainedModel, args: "FinetuningArguments", head: Head = "words") -> LoraConfig:
+    """The PEFT config of a fresh adapter, with all targets checked against the model.
+
+    The score layer of a reward model is trained in full and saved with the adapter.
+    """
+    scores = [score_head_name(model)] if head == "score" else []
     if args.lora_target == ("all",):
-        targets: list[str] | str = find_all_linear_modules(model, args.freeze_vision_tower)
+        targets: list[str] | str = find_all_linear_modules(model, args.freeze_vision_tower, scores)
     else:
         targets = match_targets(model, args.lora_target, "lora_target")
     saved = match_modules(model, args.additional_target, "additional_target") if args.additional_target else None
     logger.info("LoRA of rank %s on: %s.", args.lora_rank, targets if isinstance(targets, str) else ", ".join(targets))
+    if scores and scores[0] not in PEFT_SCORES:
+        saved = [*(saved or []), *scores]
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if scores else TaskType.CAUSAL_LM,
         r=args.lora_rank,
         lora_alpha=args.lora_alpha or 2 * args.lora_rank,
         lora_dropout=args.lora_dropout,

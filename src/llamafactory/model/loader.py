@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..extras.device import current_device, device_facts
 from ..extras.env import read_env
@@ -13,12 +20,15 @@ from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from .adapter import apply_method
 from .dtype import DtypeChoice, DtypeFlags, choose_dtype, inference_flags, stored_dtype
+from .fused import fuse_modules
 from .load_errors import reading_model
 from .model_utils.attention import attention_implementation
 from .model_utils.checkpointing import prepare_checkpointing
 from .model_utils.parameters import report_parameters, settle_dtypes
+from .model_utils.valuehead import add_value_head, settle_score_head, without_fresh_score
 from .patcher import settle_cache_use, settle_generation_config
-from .request import LoadRequest
+from .readout import install_readout
+from .request import Head, LoadRequest
 from .sources import resolve_model
 
 
@@ -35,9 +45,13 @@ Pass = Callable[[PreTrainedModel, LoadRequest], PreTrainedModel]
 PASSES: tuple[Pass, ...] = (
     settle_generation_config,
     settle_cache_use,
+    settle_score_head,
     apply_method,
+    add_value_head,
+    install_readout,
     settle_dtypes,
     prepare_checkpointing,
+    fuse_modules,
     report_parameters,
 )
 """What happens to a model after its weights are there, in order."""
@@ -50,9 +64,9 @@ class TokenizerModule(TypedDict):
     processor: "ProcessorMixin | None"
 
 
-def load_tokenizer(model_args: "ModelArguments") -> TokenizerModule:
-    """Load the tokenizer of the model, as it was saved."""
-    source = resolve_model(model_args.model_name_or_path, model_args)
+def load_tokenizer(model_args: "ModelArguments", *, needs_weights: bool = True) -> TokenizerModule:
+    """Load the tokenizer of the model, as it was saved; with needs_weights, missing weights are found out already."""
+    source = resolve_model(model_args.model_name_or_path, model_args, needs_weights=needs_weights)
     with reading_model(source):
         tokenizer = AutoTokenizer.from_pretrained(
             str(source),
@@ -80,8 +94,9 @@ def load_model(
     is_trainable: bool = False,
     *,
     dtype: DtypeChoice | None = None,
+    head: Head = "words",
 ) -> PreTrainedModel:
-    """Load the model, with its adapters, ready to train or (with adapters merged) to answer.
+    """Load the model, with its adapters, ready to train or (with adapters merged) to answer, or to score.
 
     Without `dtype` the number formats are chosen from `infer_dtype`, or for training by the device alone.
     """
@@ -90,9 +105,9 @@ def load_model(
     dtypes = dtype or choose_dtype(flags, device_facts(), stored_dtype(config))
     logger.info("Number format: %s.", dtypes)
     request = LoadRequest(
-        model_args=model_args, finetuning_args=finetuning_args, is_trainable=is_trainable, dtypes=dtypes
+        model_args=model_args, finetuning_args=finetuning_args, is_trainable=is_trainable, dtypes=dtypes, head=head
     )
-    model = load_weights(config, model_args, load_dtype(config, request), placed=not is_trainable)
+    model = load_weights(config, model_args, load_dtype(config, request), placed=not is_trainable, head=head)
     check_vocabulary(tokenizer, model)
     for apply in PASSES:
         model = apply(model, request)
@@ -100,17 +115,28 @@ def load_model(
 
 
 def load_weights(
-    config: PreTrainedConfig, model_args: "ModelArguments", dtype: torch.dtype, *, placed: bool
+    config: PreTrainedConfig,
+    model_args: "ModelArguments",
+    dtype: torch.dtype,
+    *,
+    placed: bool,
+    head: Head = "words",
 ) -> PreTrainedModel:
-    """Read the weights (or draw them, with train_from_scratch); `placed` puts them on the device at once."""
+    """Read the weights (or draw them, with train_from_scratch); `placed` puts them on the device at once.
+
+    With a score as its head, the model is one for sequence classification with one label.
+    """
+    kind: Any = AutoModelForCausalLM
+    if head == "score":
+        kind, config.num_labels = AutoModelForSequenceClassification, 1
     attention = attention_implementation(model_args.flash_attn)
     source = resolve_model(model_args.model_name_or_path, model_args)
     with reading_model(source):
         if model_args.train_from_scratch:
-            return AutoModelForCausalLM.from_config(
+            return kind.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=model_args.trust_remote_code
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             str(source),
             config=config,
             dtype=dtype,
@@ -122,7 +148,10 @@ def load_weights(
             **_source_options(source, model_args),
         )
     model, report = loaded  # a pair, because of output_loading_info
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"])
+    if head == "score":
+        missing = without_fresh_score(model, missing, model_args, is_trainable=not placed)
+    if missing:
         raise UserError(
             f"The weights of {source} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}."
         )

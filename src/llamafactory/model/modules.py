@@ -1,7 +1,7 @@
 """Finding modules by the names that users write: `q_proj`, `self_attn.q_proj`, a regular expression, `all`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,13 +17,18 @@ VISION_PARTS = frozenset({"vision_tower", "vision_model", "visual", "audio_tower
 REGEX_SIGNS = frozenset("*+?[](){}|^$\\")
 
 
-def find_all_linear_modules(model: PreTrainedModel, freeze_vision_tower: bool) -> list[str]:
-    """Return the leaf names of all linear layers except the output layer: what `lora_target: all` means."""
-    head = output_layer_name(model)
+def find_all_linear_modules(
+    model: PreTrainedModel, freeze_vision_tower: bool, excluded: Collection[str] = ()
+) -> list[str]:
+    """Return the leaf names of all linear layers except the output layer: what `lora_target: all` means.
+
+    `excluded` are full names of further layers that get no adapter, such as the score layer of a reward model.
+    """
+    heads = {output_layer_name(model), *excluded}
     names: set[str] = set()
     for name, module in model.named_modules():
         is_frozen = freeze_vision_tower and not VISION_PARTS.isdisjoint(name.split("."))
-        if isinstance(module, LINEAR_TYPES) and name != head and not is_frozen:
+        if isinstance(module, LINEAR_TYPES) and name not in heads and not is_frozen:
             names.add(name.rpartition(".")[2])
     if not names:
         raise UserError("lora_target all found no linear layer in this model; name the layers to adapt.")

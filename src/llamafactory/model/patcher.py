@@ -10,7 +10,7 @@ SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "typical_p": 1.0}
 
 def settle_generation_config(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
     """Let a generation config that sets a temperature also sample: saving a contradictory one is an error."""
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)  # a model that only scores has none
     if config is None or config.do_sample:
         return model
     if any(getattr(config, key, None) not in (None, default) for key, default in SAMPLING_DEFAULTS.items()):

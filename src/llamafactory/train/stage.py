@@ -4,19 +4,23 @@ A new stage is a new row: its data, its loss as a function of sums, the helper m
 predictions are made and measured. `register` adds one from outside the package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..extras.registry import Registry
 from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
+from .layout import PADDED, Layout
 
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import TrainerCallback
 
+    from ..data.batch_plan import BatchSize
     from ..data.template import Template
-    from .objective import Batch, Objective, Predictor, Rollout, Weigh
+    from ..model.request import Head
+    from .objective import Batch, Objective, Predictor, Rollout, Survey, Weigh
 
 
 Collator = Callable[[list[dict[str, Any]]], "Batch"]
@@ -42,6 +46,8 @@ class StageContext:
     processor: Any
     template: "Template"
     model: "nn.Module"
+    layout: Layout = PADDED
+    """How rows become batches; `collation.row_collator` makes them so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,11 @@ class StageParts:
     helpers: "Mapping[str, nn.Module]" = field(default_factory=dict[str, Any])
     predictor: "Predictor | None" = None
     rollout: "Rollout | None" = None
+    survey: "Survey | None" = None
+    callbacks: "Sequence[TrainerCallback]" = ()
     derive: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    batch_limit: "BatchSize | None" = None
+    """How large training batches are; None takes per_device_train_batch_size rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +89,52 @@ class Stage:
     """Makes what `do_predict` runs; without one, prediction measures the loss."""
     rollout: "Callable[[StageContext], Rollout] | None" = None
     """Makes what turns prompts into training batches, for stages that learn from their own answers."""
+    survey: "Callable[[StageContext], Survey | None] | None" = None
+    """Makes what looks at all batches of a step, or of an evaluation, before the first of them counts."""
+    callbacks: "Callable[[Objective], Sequence[TrainerCallback]] | None" = None
+    """Makes callbacks around the loss, such as one that keeps its running numbers in checkpoints."""
+    annotate: Callable[[StageContext, Any], Any] | None = None
+    """Adds columns to the rows (a dataset, or several by name) that only the starting model can tell."""
     derive: Callable[[Mapping[str, float]], dict[str, float]] | None = None
     """Further metrics of an evaluation, computed from its means (perplexity from the loss, say)."""
     check: Callable[[RunArguments], None] | None = None
     """Refuses what cannot work before anything is loaded."""
+    card_keys: tuple[str, ...] = ()
+    """Arguments of the method that the model card tells."""
     plots: tuple[str, ...] = ("loss", "eval_loss")
     """Logged values that are drawn after the run."""
-    joins_rows: Callable[[DataArguments], bool] = lambda data: data.padding_free
-    """Whether batches put documents into one row, which the model is then asked to keep apart."""
-    has_value_head: bool = False
-    """The model gets a head with one number per token."""
+    joins_rows: bool = True
+    """Batches may hold several documents in one row (its collator is built on `collation.row_collator`)."""
+    loss_may_be_zero: bool = False
+    """A loss of exactly 0 is no sign of broken weights."""
+    head: "Head" = "words"
+    """What the model is loaded with: words, one score per sequence, or words and a value for every token."""
 
     def build(self, context: StageContext) -> StageParts:
         """Make the parts for one run."""
+        objective = self.objective(context)
         return StageParts(
             collate=self.collator(context),
-            objective=self.objective(context),
+            objective=objective,
             weigh=self.weigh,
             helpers=self.helpers(context) if self.helpers else {},
             predictor=self.predictor(context) if self.predictor else None,
             rollout=self.rollout(context) if self.rollout else None,
+            survey=self.survey(context) if self.survey else None,
+            callbacks=self.callbacks(objective) if self.callbacks else (),
             derive=self.derive,
         )
 
 
-STAGES: Registry[Stage] = Registry("stage", {"sft": "llamafactory.train.sft.workflow:STAGE"})
+STAGES: Registry[Stage] = Registry(
+    "stage",
+    {
+        "pt": "llamafactory.train.pt.workflow:STAGE",
+        "sft": "llamafactory.train.sft.workflow:STAGE",
+        "rm": "llamafactory.train.rm.workflow:STAGE",
+        "dpo": "llamafactory.train.dpo.workflow:STAGE",
+        "kto": "llamafactory.train.kto.workflow:STAGE",
+        "ppo": "llamafactory.train.ppo.workflow:STAGE",
+        "grpo": "llamafactory.train.grpo.workflow:STAGE",
+    },
+)

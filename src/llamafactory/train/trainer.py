@@ -9,7 +9,7 @@ import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,51 +18,31 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, has_length
 
+from ..data.batch_plan import BatchPlan, BatchSize
+from ..data.streaming import StreamRows
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
-from .batches import RankBatches, eval_loader, seed_length_groups
+from ..model.model_utils.valuehead import load_value_head, save_value_head
+from .batches import FILLER, RankBatches, eval_loader, make_plan, seed_length_groups, take_filler, train_loader
+from .callbacks.diagnosis import Diagnosis
 from .callbacks.interrupt import Interrupt
 from .callbacks.progress import CompactPrinter, CompactProgress
+from .callbacks.run_start import RunStart
 from .checkpoints import STATE_FILE, UNFINISHED, publish, rotate
-from .meter import LOSS, LossMeter, SumMeter, ratio, sum_dtype
-from .objective import Batch, LossSum, MetricSum, Models
-from .run_plan import open_folder
+from .eval_pass import EvalPass
+from .meter import LossMeter, ratio, sum_dtype
+from .objective import Batch, Models
+from .predictions import PredictionStore
+from .rollouts.schedule import Replay, prompt_loader
 from .stage import StageParts
+from .stream_batches import stream_loader, take_counts
 
 
 logger = get_logger(__name__)
 
 PICKLED_ARGUMENTS = "training_args.bin"
-
-
-@dataclass
-class EvalPass:
-    """One pass over an evaluation set: sums, or the records of a predictor."""
-
-    num_left: int | None = None
-    """Batches still to come that count, the rest are fillers; None counts all."""
-    meter: SumMeter = field(default_factory=SumMeter)
-    records: list[dict[str, Any]] | None = None
-
-    def add_loss(self, loss: LossSum) -> None:
-        """Add the sums of one batch; of a filler only the names, which must be the same on all ranks."""
-        is_real = self._counts()
-        for name, sums in {LOSS: MetricSum(loss.total, loss.weight), **loss.metrics}.items():
-            total, weight = sums if is_real else (torch.zeros_like(sums.total), torch.zeros_like(sums.weight))
-            self.meter.add(name, total, weight)
-
-    def add_records(self, records: list[dict[str, Any]]) -> None:
-        """Add the predictions of one batch."""
-        if self._counts() and self.records is not None:
-            self.records.extend(records)
-
-    def _counts(self) -> bool:
-        if self.num_left is None:
-            return True
-        self.num_left -= 1
-        return self.num_left >= 0
 
 
 class CustomSeq2SeqTrainer(Seq2SeqTrainer):
@@ -79,6 +59,7 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         *,
         callbacks: Iterable[TrainerCallback] = (),
         interrupt: Interrupt | None = None,
+        diagnosis: Diagnosis | None = None,
         **kwargs: Any,
     ) -> None:
         self.meter = LossMeter(skip_nonfinite=args.logging_nan_inf_filter)
@@ -87,7 +68,13 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
             model=model,
             args=args,
             data_collator=parts.collate,
-            callbacks=[RunStart(), self.meter, *callbacks],
+            callbacks=[
+                RunStart(parts.batch_limit),
+                self.meter,
+                *parts.callbacks,
+                *([diagnosis] if diagnosis else []),
+                *callbacks,
+            ],
             **kwargs,
         )
         if self.args.n_gpu > 1:
@@ -97,20 +84,60 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
             )
         self.parts = parts
         self.interrupt = interrupt or Interrupt()
+        self.diagnosis = diagnosis
         self.helpers = {name: self._prepare_helper(helper) for name, helper in parts.helpers.items()}
+        rollout, accumulation = parts.rollout, self.args.gradient_accumulation_steps
+        self.replay = Replay(rollout, accumulation, self.args.seed) if rollout is not None else None
         self.model_card = ""
+        self.prediction_store: PredictionStore | None = None
         self._eval_pass = EvalPass()
         for verbose, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
             if self.pop_callback(verbose) is not None:
                 self.add_callback(compact)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, after reading from a checkpoint what the Trainer itself does not know of."""
+        found = get_last_checkpoint(str(self.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
+        if found:
+            load_value_head(cast(nn.Module, self.model), Path(str(found)))
+            if self.replay is not None:
+                self.replay.load(Path(str(found)) / self._rollout_file)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     # one optimizer step
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's loader, with an order that a resumed run finds again."""
-        loader = super().get_train_dataloader()
-        seed_length_groups(loader, self.args.data_seed if self.args.data_seed is not None else self.args.seed)
-        return loader
+        """Every row once an epoch over all ranks, in an order that a resumed run finds again."""
+        args = self.args
+        if isinstance(self.train_dataset, StreamRows):
+            place = (self.accelerator.process_index, self.accelerator.num_processes)
+            return stream_loader(self.train_dataset, self.data_collator, args, place, self._train_batch_size)
+        if self.parts.rollout is not None:
+            place = (self.accelerator.process_index, self.accelerator.num_processes)
+            return prompt_loader(self.train_dataset, self.parts.rollout.plan, args, place)
+        is_split = max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1  # ranks share rows
+        is_searched = args.auto_find_batch_size or args.train_sampling_strategy == "batch_rebalance"
+        if is_split or is_searched or not has_length(self.train_dataset):
+            loader = super().get_train_dataloader()
+            seed_length_groups(loader, args.data_seed if args.data_seed is not None else args.seed)
+            return loader
+        rank = self.accelerator.process_index
+        return train_loader(self.train_dataset, self.batch_plan, self.data_collator, args, rank)
+
+    @cached_property
+    def batch_plan(self) -> BatchPlan:
+        """Which rows share a batch."""
+        limit = self.parts.batch_limit or BatchSize(
+            self.args.per_device_train_batch_size, drops_rest=self.args.dataloader_drop_last
+        )
+        return make_plan(self.train_dataset, limit, self.args, self.accelerator.num_processes)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of an update, for the speed in the metrics; their mean where a batch holds as many as fit."""
+        if self.parts.batch_limit is None or self.parts.batch_limit.max_tokens is None:
+            return super().get_total_train_batch_size(args)
+        updates = max(self.batch_plan.num_batches / args.gradient_accumulation_steps, 1)
+        return max(round(self.batch_plan.num_rows / updates), 1)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -118,16 +145,21 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         """Take the micro-batches of one step and the weight of all of them, on all ranks."""
         at_end = 0 < self.state.max_steps <= self.state.global_step  # a resumed run that only has to be finished
         batches = [] if at_end else list(itertools.islice(epoch_iterator, num_batches))
-        if self.parts.rollout is not None:
-            prompts, models = batches, self._models(cast(nn.Module, self.model_wrapped))
-            batches = self.parts.rollout(models, prompts, self.state.global_step)
-            if len(batches) != len(prompts):
-                raise RuntimeError(
-                    f"A rollout made {len(batches)} batches of {len(prompts)}; the Trainer counts them."
-                )
+        fillers = [take_filler(batch) for batch in batches]
+        take_counts(batches, self.train_dataset)
+        if self.replay is not None and batches:
+            models = self._models(cast(nn.Module, self.model_wrapped))
+            batches = self.replay.take(models, batches, self.state.global_step)
+        if self.parts.survey is not None and batches:
+            counted = zip(batches, [not is_filler for is_filler in fillers], strict=True)
+            shared = self.parts.survey(self._models(cast(nn.Module, self.model_wrapped)), counted, is_training=True)
+            batches = [{**batch, **shared} for batch in batches]
         own = torch.zeros(2, dtype=sum_dtype(device), device=device)
-        for batch in batches:
-            own[0] += self.parts.weigh(batch).to(device)
+        for batch, is_filler in zip(batches, fillers, strict=True):
+            if is_filler:
+                batch[FILLER] = True
+            else:
+                own[0] += self.parts.weigh(batch).to(device)
         weight = own[0]
         if self.accelerator.num_processes > 1:
             own[1] = self.interrupt.own
@@ -145,8 +177,12 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return this micro-batch's share of the step's mean loss."""
+        is_filler = take_filler(inputs)
         loss = self.parts.objective(self._models(model), inputs)
-        self.meter.add(loss, count_tokens(inputs))
+        loss = loss.emptied() if is_filler else loss
+        self.meter.add(loss, count_tokens(inputs) * (not is_filler))
+        if self.diagnosis is not None and not is_filler:
+            self.diagnosis.observe(loss, inputs)
         weight = loss.weight if num_items_in_batch is None else num_items_in_batch
         share = loss.total * self._num_averaged() / torch.as_tensor(weight).to(loss.total)
         return (share, {"loss": share}) if return_outputs else share
@@ -184,7 +220,9 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
     ) -> EvalLoopOutput:
         """Let the Trainer walk over the set, and return sums divided once, or the predictor's records."""
         batches = getattr(dataloader, "batch_sampler", None)
-        self._eval_pass = EvalPass(batches.num_real if isinstance(batches, RankBatches) else None)
+        stride = self.accelerator.process_index, self.accelerator.num_processes
+        num_real = batches.num_real if isinstance(batches, RankBatches) else None
+        self._eval_pass = EvalPass(num_real, stride=stride, store=self.prediction_store, loader=dataloader)
         if self._generates(description == "Prediction" or self.args.predict_with_generate):
             self._eval_pass.records = []
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
@@ -192,6 +230,8 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
 
         if eval_pass.records is not None and self.parts.predictor is not None:
             records = self._in_row_order(eval_pass.records)
+            if self.prediction_store is not None:
+                records = self.prediction_store.complete(records)
             metrics = self.parts.predictor.measure(records)
             output = output._replace(predictions=cast(Any, records))
         else:
@@ -209,7 +249,10 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
             if self._eval_pass.records is not None and self.parts.predictor is not None:
                 self._eval_pass.add_records(self.parts.predictor.predict(self._models(model), batch))
             else:
-                self._eval_pass.add_loss(self.parts.objective(self._models(model), batch))
+                models = self._models(model)
+                if self.parts.survey is not None:
+                    batch |= self._eval_pass.survey(self.parts.survey, models, self.args.device)
+                self._eval_pass.add_loss(self.parts.objective(models, batch))
         return None, None, None
 
     # files
@@ -219,7 +262,9 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         with cache_in_config(getattr(self.model, "config", None)):
             super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            Path(output_dir or self.output_dir, PICKLED_ARGUMENTS).unlink(missing_ok=True)
+            folder = Path(output_dir or self.output_dir)
+            (folder / PICKLED_ARGUMENTS).unlink(missing_ok=True)
+            save_value_head(cast(nn.Module, self.model), folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write our card, where an upload would write the Trainer's."""
@@ -246,6 +291,8 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         pushes, self.args.push_to_hub, self.args.output_dir = self.args.push_to_hub, False, str(staged.parent)
         try:
             super()._save_checkpoint(model, trial)
+            if self.replay is not None:
+                self.replay.save(staged / self._rollout_file)
         finally:
             self.args.push_to_hub, self.args.output_dir = pushes, str(target)
         self.accelerator.wait_for_everyone()
@@ -274,6 +321,10 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         """The folder of the run."""
         return Path(str(self.args.output_dir))
 
+    @property
+    def _rollout_file(self) -> str:
+        return f"rollout_{self.accelerator.process_index}.pt"
+
     def _models(self, policy: nn.Module) -> Models:
         return Models(policy, self.helpers)
 
@@ -290,12 +341,12 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         return cast(Tensor, self.accelerator.reduce(sums.to(self.args.device), "sum"))
 
     def _generates(self, is_wanted: bool) -> bool:
-        return is_wanted and self.parts.predictor is not None
+        return (is_wanted or self.parts.rollout is not None) and self.parts.predictor is not None
 
     def _loader(self, dataset: Any, generates: bool) -> Any:
         collate = self.data_collator
-        if generates and self.parts.predictor is not None:
-            collate = self.parts.predictor.collate
+        if self._generates(generates):
+            collate = cast(Any, self.parts.predictor).collate
         size, num_ranks = self.args.per_device_eval_batch_size, self.accelerator.num_processes
         if not has_length(dataset):  # a stream: accelerate splits it
             return self.accelerator.prepare(torch.utils.data.DataLoader(dataset, size, collate_fn=collate))
@@ -320,18 +371,6 @@ def cache_in_config(config: Any) -> Iterator[None]:
     yield
     if use_cache is not None:
         config.use_cache = use_cache
-
-
-class RunStart(TrainerCallback):
-    """Puts the settings of this run and the folder in order before the first step."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.compute_steps(args, state.max_steps)  # a resumed state brings the intervals of the earlier run
-        if state.is_world_process_zero:
-            open_folder(Path(args.output_dir), state.global_step)
-            num_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            done = f", {state.global_step} of them done" if state.global_step else ""
-            logger.info(f"Training: {state.max_steps} updates of {num_rows} rows each{done}.")
 
 
 def count_tokens(batch: Batch) -> Tensor:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ..extras.constants import ENVIRONMENT_FILE, RESOLVED_CONFIG
 from ..extras.environment import environment_report
+from ..extras.garbage import importing
 from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..hparams.parser import load_run_config
+from .plugins import load_plugins
 from .run_plan import plan_run
 from .stage import STAGES, RunArguments
 
@@ -49,10 +51,12 @@ def _training_function(config: TrainJob) -> None:
         run_config.get(GeneratingArguments),
     )
     plan_run(arguments.training)
-    stage = STAGES.get(arguments.finetuning.stage)
+    load_plugins(arguments.finetuning.plugins)
+    with importing():
+        stage = STAGES.get(arguments.finetuning.stage)
 
-    from .ranks import leave_ranks
-    from .workflow import run_stage
+        from .ranks import leave_ranks
+        from .workflow import run_stage
 
     environment = json.dumps(environment_report(), indent=2, ensure_ascii=False)
     records = {RESOLVED_CONFIG: run_config.to_yaml(), ENVIRONMENT_FILE: environment + "\n"}

@@ -3,30 +3,45 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+from torch.utils.data import Subset
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import PredictionOutput
 
 from ..data.arrangement import arrange_rows
+from ..data.batch_plan import BatchSize
 from ..data.inspection.figures import data_figures
-from ..data.loader import get_dataset
+from ..data.loader import DatasetModule, get_dataset
+from ..data.streaming import StreamRows
 from ..data.template import get_template_and_fix_tokenizer
-from ..extras.constants import DATA_REPORT, PREDICTIONS, RESOLVED_CONFIG
+from ..extras.constants import DATA_REPORT, RESOLVED_CONFIG
 from ..extras.device import device_facts
 from ..extras.env import read_env, set_defaults
 from ..extras.logging import get_logger
 from ..extras.plotting import plot_loss
 from ..model.dtype import choose_dtype, training_flags
 from ..model.loader import load_model, load_tokenizer
+from .batches import size_of
+from .callbacks.diagnosis import Diagnosis
 from .callbacks.early_stopping import early_stopping_callbacks
 from .callbacks.interrupt import Interrupt, InterruptCallback, TrainingInterruptedError
 from .callbacks.isolation import IsolationCheck
 from .callbacks.log import LogCallback
+from .callbacks.profiler import profiler_callbacks
+from .callbacks.stream_report import StreamReport
+from .callbacks.swanlab import swanlab_callbacks
 from .checkpoints import write_durably
+from .choices import choose_threads, settle_step
+from .collation import choose_layout, settle_helpers
 from .hf_args import to_hf_arguments
 from .modelcard import create_modelcard_and_push
+from .plugins import plugin_callbacks, with_plugins
+from .predictions import PredictionStore, describe_run, publish_predictions
 from .run_plan import RunPlan, plan_run
 from .stage import RunArguments, Stage, StageContext
 from .trainer import CustomSeq2SeqTrainer
@@ -82,6 +97,7 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
     hf_arguments = to_hf_arguments(arguments)
     if arguments.training.logging_dir is not None:
         set_defaults({"TENSORBOARD_LOGGING_DIR": arguments.training.logging_dir})
+    choose_threads()
     set_seed(arguments.training.seed)
     loaded = load_tokenizer(arguments.model)
     tokenizer, processor = loaded["tokenizer"], loaded["processor"]
@@ -91,17 +107,37 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
     eval_dataset = arrange_rows(datasets["eval_dataset"], stage.dataset, arguments.data, is_training=False)
     dtypes = choose_dtype(training_flags(arguments.training, arguments.finetuning), device_facts())
     model = load_model(
-        tokenizer, arguments.model, arguments.finetuning, is_trainable=arguments.training.do_train, dtype=dtypes
+        tokenizer,
+        arguments.model,
+        arguments.finetuning,
+        is_trainable=arguments.training.do_train,
+        dtype=dtypes,
+        head=stage.head,
     )
+    layout = choose_layout(model, arguments, hf_arguments, kind=stage.dataset, joins_rows=stage.joins_rows)
     context = StageContext(
-        arguments=arguments, tokenizer=tokenizer, processor=processor, template=template, model=model
+        arguments=arguments,
+        tokenizer=tokenizer,
+        processor=processor,
+        template=template,
+        model=model,
+        layout=layout,
     )
+    parts = with_plugins(stage.build(context), context)
+    if stage.annotate is not None:
+        train_dataset, eval_dataset = (stage.annotate(context, rows) for rows in (train_dataset, eval_dataset))
+    settle_helpers(parts.helpers, layout, arguments, hf_arguments)
+    batch_limit = size_of(parts.collate, arguments.data, arguments.training)
+    parts = replace(parts, batch_limit=batch_limit)
+    if arguments.training.do_train:
+        settle_step(model, arguments, train_dataset, batch_limit, dtypes)
     interrupt = Interrupt()
-    checks = [IsolationCheck()] if stage.joins_rows(arguments.data) else []
+    checks = [] if layout.is_asked else [IsolationCheck()]
     trainer = CustomSeq2SeqTrainer(
         model,
         hf_arguments,
-        stage.build(context),
+        parts,
+        diagnosis=Diagnosis(tokenizer, may_be_zero=stage.rollout is not None or stage.loss_may_be_zero),
         callbacks=[*checks, *run_callbacks(arguments, interrupt), *callbacks],
         interrupt=interrupt,
         train_dataset=train_dataset,
@@ -109,16 +145,32 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         processing_class=processor or tokenizer,
     )
     trainer.add_callback(LogCallback(trainer.meter, record_vram=read_env().record_vram))
-    figures = data_figures(datasets, arguments.data, arguments.training, hf_arguments.world_size)
-    report = json.dumps(figures.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    return Run(stage, arguments, trainer, eval_dataset, interrupt, report)
+    report = partial(describe_data, datasets, arguments, hf_arguments.world_size, stage.dataset, batch_limit)
+    if isinstance(train_dataset, StreamRows):
+        trainer.add_callback(StreamReport(train_dataset, report))
+    return Run(stage, arguments, trainer, eval_dataset, interrupt, report())
+
+
+def describe_data(
+    datasets: DatasetModule, arguments: RunArguments, world_size: int, kind: str, size: BatchSize
+) -> str:
+    """Return the counts of rows, tokens and steps as JSON."""
+    figures = data_figures(datasets, arguments.data, arguments.training, world_size, stage=kind, size=size)
+    return json.dumps(figures.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
 def run_callbacks(arguments: RunArguments, interrupt: Interrupt) -> list[TrainerCallback]:
     """Return the callbacks that the arguments ask for."""
     patience = arguments.finetuning.early_stopping_steps
     early_stopping = early_stopping_callbacks(patience) if patience is not None else []
-    return [*early_stopping, InterruptCallback(interrupt)]
+    tracking = swanlab_callbacks(arguments.finetuning) if arguments.finetuning.use_swanlab else []
+    return [
+        *early_stopping,
+        *tracking,
+        *profiler_callbacks(arguments.training),
+        *plugin_callbacks(arguments),
+        InterruptCallback(interrupt),
+    ]
 
 
 def train(run: Run, plan: RunPlan) -> dict[str, float]:
@@ -160,14 +212,34 @@ def predict(run: Run) -> dict[str, float]:
     metrics: dict[str, float] = {}
     records: list[dict[str, Any]] = []
     for name, dataset in datasets.items():
-        output: Any = run.trainer.predict(dataset, metric_key_prefix=f"predict_{name}" if name else "predict")
+        prefix = f"predict_{name}" if name else "predict"
+        if run.trainer.parts.predictor is None or not hasattr(dataset, "__len__"):
+            output: Any = run.trainer.predict(dataset, metric_key_prefix=prefix)
+        else:
+            output = _predict_rows(run, name, dataset, prefix)
         metrics |= output.metrics
         records += output.predictions or []
     if records and run.trainer.is_world_process_zero():
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        write_durably(run.trainer.output_dir / PREDICTIONS, "\n".join(lines) + "\n")
+        publish_predictions(run.trainer.output_dir, records)
     _save_metrics(run.trainer, "predict", metrics)
     return metrics
+
+
+def _predict_rows(run: Run, name: str, dataset: Any, prefix: str) -> Any:
+    """Predict the rows that an earlier, stopped run of the same configuration has not predicted."""
+    trainer, accelerator = run.trainer, run.trainer.accelerator
+    store = PredictionStore(trainer.output_dir, name, describe_run(run.arguments), accelerator.process_index)
+    rows = store.open(dataset, gather_object if accelerator.num_processes > 1 else list)
+    accelerator.wait_for_everyone()
+    if not rows and trainer.parts.predictor is not None:
+        records: Any = store.complete([])
+        measured = trainer.parts.predictor.measure(records)
+        return PredictionOutput(records, None, {f"{prefix}_{key}": value for key, value in measured.items()})
+    trainer.prediction_store = store
+    try:
+        return trainer.predict(Subset(dataset, rows), metric_key_prefix=prefix)  # pyright: ignore[reportArgumentType]
+    finally:
+        trainer.prediction_store = None
 
 
 def write_records(output_dir: Path, records: Mapping[str, str]) -> None:

@@ -97,7 +97,7 @@ def load_bench(config: "RunConfig") -> Bench:
     model_args, data_args = config.get(ModelArguments), config.get(DataArguments)
     if not data_args.dataset and not data_args.eval_dataset:
         raise UserError("There is nothing to look at: name a dataset, as in dataset: my_data.")
-    tokenizer = load_tokenizer(model_args)["tokenizer"]
+    tokenizer = load_tokenizer(model_args, needs_weights=False)["tokenizer"]
     before = TokenizerFacts(
         size=len(tokenizer),
         has_eos=tokenizer.eos_token is not None,

@@ -11,6 +11,7 @@ from ...extras.constants import IGNORE_INDEX
 from ...extras.errors import UserError
 from ..conversation import Conversation, Role, RowOverlong
 from ..encoding import TextEncoder, encoder_of
+from ..lengths import IDS
 from ..parser import DatasetAttr
 from ..preparation import hash_of
 from ..processor import DatasetProcessor, ProcessedRow
@@ -133,16 +134,19 @@ class RowInspector:
             yield Trouble("overlong") if is_fatal else Trouble("dropped", str(row.outcome))
             return
         if row.conversation is not None and self.learns_answers:
-            yield from self.ends(row.conversation, row.outcome)
+            for ids, labels in sequences_of(row.outcome):
+                yield from self.ends(row.conversation, row.outcome.is_truncated, labels)
+                yield from self.begins(ids, row.outcome.is_truncated)
             yield from self.cuts(row.conversation, row.outcome)
-        elif row.outcome.is_truncated:
+            return
+        if row.outcome.is_truncated:
             yield Trouble("overlong" if self.stops_at_overlong else "truncated")
-        yield from self.begins(row.outcome)
+        yield from self.begins(row.outcome.input_ids, row.outcome.is_truncated)
 
     @cached_property
     def learns_answers(self) -> bool:
         """Rows hold answers with labels, not prompts to be answered or plain text."""
-        return self.bench.stage == "sft" and not self.bench.is_predicted(self.side)
+        return self.bench.stage in ("sft", "rm", "dpo", "kto") and not self.bench.is_predicted(self.side)
 
     def spelled_tokens(self, conversation: Conversation) -> Iterator[Trouble]:
         """Find control tokens that content spells."""
@@ -152,14 +156,14 @@ class RowInspector:
                 yield Trouble("control-text", match.group() if match else "")
                 return
 
-    def ends(self, conversation: Conversation, row: ProcessedRow) -> Iterator[Trouble]:
+    def ends(self, conversation: Conversation, is_truncated: bool, labels: list[int]) -> Iterator[Trouble]:
         """Find answers that end without a learned end token; the last one of a cut row may."""
         if self.bench.data_args.train_on_prompt:
-            if not row.is_truncated and not self.stop_ids.intersection(row.labels):
+            if not is_truncated and not self.stop_ids.intersection(labels):
                 yield Trouble("no-end-token")
             return
-        ends = learned_ends(row.labels)
-        if row.is_truncated:
+        ends = learned_ends(labels)
+        if is_truncated:
             ends = ends[:-1]
         elif any(message.role is Role.FUNCTION for message in conversation.messages):
             # In some formats a call ends where the tool's answer begins, with a token that is not its own.
@@ -178,24 +182,25 @@ class RowInspector:
         if not row.is_truncated:
             return
         if self.stops_at_overlong:
-            yield Trouble("overlong", f"more than {len(row.input_ids)} tokens")
+            yield Trouble("overlong", f"more than {max(row.sequence_lengths)} tokens")
             return
         (whole,) = self.uncut.process([conversation])
         if not isinstance(whole, ProcessedRow):
             yield Trouble("truncated")
             return
-        yield Trouble("truncated", f"{len(whole.input_ids)} tokens, {len(row.input_ids)} are left")
+        before, after = max(whole.sequence_lengths), max(row.sequence_lengths)
+        yield Trouble("truncated", f"{before} tokens, {after} are left")
         if whole.num_supervised > row.num_supervised:
             yield Trouble("answer-cut", f"{row.num_supervised} of {whole.num_supervised} learned tokens are left")
 
-    def begins(self, row: ProcessedRow) -> Iterator[Trouble]:
+    def begins(self, ids: list[int], is_truncated: bool) -> Iterator[Trouble]:
         """Find a begin-of-text token that is missing or doubled."""
-        bos, ids = cast("int | None", self.bench.tokenizer.bos_token_id), row.input_ids
+        bos = cast("int | None", self.bench.tokenizer.bos_token_id)
         if bos is None:
             return
         if ids.count(bos) > 1 and any(one == other == bos for one, other in pairwise(ids)):
             yield Trouble("double-bos")
-        if self.bench.before.adds_bos and ids[0] != bos and not row.is_truncated:
+        if self.bench.before.adds_bos and ids[0] != bos and not is_truncated:
             yield Trouble("no-bos")
 
 
@@ -226,6 +231,8 @@ def empty_turns(conversation: Conversation) -> Iterator[Trouble]:
         if not message.content.strip():
             yield Trouble("empty-turn", f"turn {index}, {message.role}")
             return
+    if conversation.rejected is not None and not conversation.rejected.content.strip():
+        yield Trouble("empty-turn", "the worse answer")
 
 
 def repeated_turns(conversation: Conversation) -> Iterator[Trouble]:
@@ -250,6 +257,15 @@ def texts_of(conversation: Conversation) -> Iterator[str]:
     """Yield every text of a conversation."""
     yield conversation.system
     yield from (message.content for message in conversation.messages)
+    if conversation.rejected is not None:
+        yield conversation.rejected.content
+
+
+def sequences_of(row: ProcessedRow) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield ids and labels of each sequence that is learned: of both answers of a pair."""
+    yield row.input_ids, row.labels
+    more = cast("dict[str, list[int]]", row.more or {})
+    yield from ((more[name], more[name.replace(IDS, "labels")]) for name in more if name.endswith(IDS))
 
 
 def learned_ends(labels: list[int]) -> list[int]:

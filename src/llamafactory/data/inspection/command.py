@@ -113,7 +113,7 @@ def run_stats(bench: "Bench", options: Namespace) -> int:
     module = get_dataset(
         bench.template, bench.model_args, data_args, bench.training_args, bench.stage, tokenizer=bench.tokenizer
     )
-    figures = data_figures(module, data_args, bench.training_args)
+    figures = data_figures(module, data_args, bench.training_args, stage=bench.stage)
     if options.json:
         print_json(figures.to_dict())
     else:

@@ -4,21 +4,23 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from ..batch_plan import BatchPlan, BatchSize, batch_size_of
+from ..lengths import SequenceLengths, sequence_lengths
 from ..loader import DatasetModule
-from ..packing import document_lengths, pack_lengths
+from ..mismatch import MismatchedRows
+from ..packing import pack_lengths
 from ..report import PreparationReport
+from ..streaming import StreamRows
 
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
 
     from ...hparams import DataArguments, TrainingArguments
 
 NUM_BARS = 10
-LENGTH_GROUP = 50  # batches that group_by_length sorts together, as transformers does
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,12 @@ class RunFigures:
     num_tokens: int
     """In one epoch, without padding."""
     batch_size: int
-    """Rows a device takes at a time."""
+    """Rows a device takes at a time, unless max_batch_tokens says how many tokens."""
+    max_batch_tokens: int | None
+    rows_per_batch: float
+    """On average."""
+    batch_fill: float | None
+    """Share of max_batch_tokens that a batch takes, padding included."""
     gradient_accumulation_steps: int
     num_ranks: int
     steps_per_epoch: int
@@ -79,9 +86,9 @@ class RunFigures:
     """Share of the places in batches that padding takes."""
     packing: bool
     """Whether the run packs."""
-    num_packed_rows: int
-    """Rows of cutoff_len that best-fit packing makes, whether the run packs or not."""
-    packing_efficiency: float
+    num_packed_rows: int | None
+    """Rows of cutoff_len that best-fit packing makes, whether the run packs or not; null where a stage cannot."""
+    packing_efficiency: float | None
     """Share of the places in them that tokens take."""
 
 
@@ -93,7 +100,7 @@ class DataFigures:
     together: tuple[DatasetFigures, ...]
     """One for each side with several datasets."""
     run: RunFigures | None
-    """None when nothing is learned, or when rows are streamed and nobody knows how many there are."""
+    """None when nothing is learned, or when rows are streamed and nobody knows how long they are."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -101,7 +108,13 @@ class DataFigures:
 
 
 def data_figures(
-    module: DatasetModule, data_args: "DataArguments", training_args: "TrainingArguments", num_ranks: int = 1
+    module: DatasetModule,
+    data_args: "DataArguments",
+    training_args: "TrainingArguments",
+    num_ranks: int = 1,
+    *,
+    stage: str = "sft",
+    size: BatchSize | None = None,
 ) -> DataFigures:
     """Return the figures of prepared rows."""
     reports = module.get("reports") or []
@@ -109,8 +122,9 @@ def data_figures(
     sides = {"train": reports[:num_train], "eval": reports[num_train:]}
     datasets = [dataset_figures(report, side) for side, listed in sides.items() for report in listed]
     together = [dataset_figures(join(listed), side) for side, listed in sides.items() if len(listed) > 1]
-    rows: Any = module["train_dataset"]
-    run = run_figures(rows, data_args, training_args, num_ranks) if hasattr(rows, "__len__") else None
+    rows = module["train_dataset"]
+    is_streamed = rows is None or isinstance(rows, StreamRows)
+    run = None if is_streamed else run_figures(cast(Any, rows), data_args, training_args, num_ranks, stage, size)
     return DataFigures(tuple(datasets), tuple(together), run)
 
 
@@ -160,73 +174,77 @@ def histogram(lengths: Sequence[int]) -> tuple[Bar, ...]:
 
 
 def run_figures(
-    rows: "Dataset", data_args: "DataArguments", training_args: "TrainingArguments", num_ranks: int
+    rows: "Dataset",
+    data_args: "DataArguments",
+    training_args: "TrainingArguments",
+    num_ranks: int = 1,
+    stage: str = "sft",
+    size: BatchSize | None = None,
 ) -> RunFigures:
-    """Return how the rows make batches and steps."""
-    import numpy as np
+    """Return how the rows make batches and steps; `size` is known where the collator is."""
+    size = size or batch_size_of(data_args, training_args, pads=data_args.padding_free is False)
+    lengths = sequence_lengths(rows)
+    packed = packed_lengths(lengths, data_args, training_args.seed, stage)
+    is_packed = packed is not None and bool(data_args.packing)
+    arranged = lengths_in_batches(rows, lengths, packed if is_packed else None, data_args, stage)
+    strategy = training_args.train_sampling_strategy
+    order = "random" if strategy == "batch_rebalance" else strategy
+    plan = BatchPlan(arranged, size, order, training_args.seed, num_ranks)
 
-    columns = [column_lengths(rows, name) for name in rows.column_names if name.endswith("input_ids")]
-    lengths = np.max(columns, axis=0)  # what a row is padded to
-    num_tokens = int(np.sum(columns))
-    packed = packed_lengths(lengths, data_args.cutoff_len, training_args.seed)
-    in_batches = packed if data_args.packing else lengths
-    steps_per_epoch = count_steps(len(in_batches), training_args, num_ranks)
+    steps_per_epoch = max(math.ceil(plan.num_batches / training_args.gradient_accumulation_steps), 1)
     num_epochs, num_steps = training_args.num_train_epochs, training_args.max_steps
     if num_steps > 0:
         num_epochs = round(num_steps / steps_per_epoch, 4)
     else:
         num_steps = math.ceil(num_epochs * steps_per_epoch)
+    batches = [batch for batch in plan.epoch(0) if len(batch)]
+    places = sum(map(plan.tokens_of, batches))
+    tokens = sum(int(arranged.total[batch].sum()) for batch in batches)
     return RunFigures(
         num_rows=len(lengths),
-        num_tokens=num_tokens,
-        batch_size=training_args.per_device_train_batch_size,
+        num_tokens=int(arranged.total.sum()),
+        batch_size=size.num_rows,
+        max_batch_tokens=size.max_tokens,
+        rows_per_batch=round(sum(map(len, batches)) / max(len(batches), 1), 2),
+        batch_fill=round(places / (len(batches) * size.max_tokens), 4) if size.max_tokens and batches else None,
         gradient_accumulation_steps=training_args.gradient_accumulation_steps,
         num_ranks=num_ranks,
         steps_per_epoch=steps_per_epoch,
         num_epochs=num_epochs,
         num_steps=num_steps,
-        padding_share=0.0 if data_args.padding_free else round(padding_share(in_batches, training_args), 4),
-        packing=bool(data_args.packing),
-        num_packed_rows=len(packed),
-        packing_efficiency=round(int(packed.sum()) / max(len(packed) * data_args.cutoff_len, 1), 4),
+        padding_share=round(1 - tokens / max(places, 1), 4),
+        packing=is_packed,
+        num_packed_rows=None if packed is None else len(packed),
+        packing_efficiency=None
+        if packed is None
+        else round(int(packed.total.sum()) / max(len(packed) * data_args.cutoff_len, 1), 4),
     )
 
 
-def column_lengths(rows: "Dataset", name: str) -> "np.ndarray[Any, Any]":
-    """Return the tokens of each row in one column; a pair has two."""
-    column = rows.select_columns(name)
-    return document_lengths(column if name == "input_ids" else column.rename_column(name, "input_ids"))
-
-
-def packed_lengths(lengths: "np.ndarray[Any, Any]", capacity: int, seed: int) -> "np.ndarray[Any, Any]":
-    """Return the lengths of packed rows; texts that are longer than a row are cut into blocks, end to end."""
+def packed_lengths(
+    lengths: SequenceLengths, data_args: "DataArguments", seed: int, stage: str
+) -> SequenceLengths | None:
+    """Return the lengths of packed rows, or of blocks in pre-training; None where a stage does not pack."""
     import numpy as np
 
-    if len(lengths) and lengths.max() > capacity:
-        num_full, rest = divmod(int(lengths.sum()), capacity)
-        return np.asarray([capacity] * num_full + [rest] * bool(rest))
-    return np.asarray([lengths[row].sum() for row in pack_lengths(lengths, capacity, seed)])
+    capacity = data_args.cutoff_len
+    if stage == "pt":
+        num_full, rest = divmod(int(lengths.total.sum()), capacity)
+        return SequenceLengths({"": np.asarray([capacity] * num_full + [rest] * bool(rest), dtype=np.int64)})
+    if stage != "sft" or (len(lengths) and lengths.total.max() > capacity):
+        return None
+    rows = pack_lengths(lengths.total, capacity, seed)
+    return SequenceLengths({"": np.asarray([lengths.total[row].sum() for row in rows], dtype=np.int64)})
 
 
-def count_steps(num_rows: int, training_args: "TrainingArguments", num_ranks: int) -> int:
-    """Return the optimizer steps of an epoch."""
-    batches = num_rows / (training_args.per_device_train_batch_size * num_ranks)
-    num_batches = math.floor(batches) if training_args.dataloader_drop_last else math.ceil(batches)
-    return max(math.ceil(num_batches / training_args.gradient_accumulation_steps), 1)
-
-
-def padding_share(lengths: "np.ndarray[Any, Any]", training_args: "TrainingArguments") -> float:
-    """Return the share of padding when batches are drawn as in the first epoch."""
-    import numpy as np
-
-    size = training_args.per_device_train_batch_size
-    strategy = training_args.train_sampling_strategy
-    order = np.arange(len(lengths))
-    if strategy != "sequential":
-        order = np.random.default_rng(training_args.seed).permutation(len(lengths))
-    drawn = lengths[order]
-    if strategy == "group_by_length":
-        groups = [drawn[start : start + LENGTH_GROUP * size] for start in range(0, len(drawn), LENGTH_GROUP * size)]
-        drawn = np.concatenate([np.sort(group)[::-1] for group in groups])
-    places = sum(int(batch.max()) * len(batch) for batch in np.array_split(drawn, range(size, len(drawn), size)))
-    return 1 - int(lengths.sum()) / max(places, 1)
+def lengths_in_batches(
+    rows: "Dataset",
+    lengths: SequenceLengths,
+    packed: SequenceLengths | None,
+    data_args: "DataArguments",
+    stage: str,
+) -> SequenceLengths:
+    """Return the lengths of what batches are drawn from."""
+    if packed is not None:
+        return packed
+    return MismatchedRows(rows, data_args.cutoff_len).sequence_lengths() if stage == "kto" else lengths

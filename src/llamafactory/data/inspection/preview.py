@@ -28,6 +28,8 @@ class Segment:
     end: int
     is_learned: bool
     stretches: tuple[Stretch, ...]
+    weight: float = 1.0
+    """What the loss of its tokens is multiplied by."""
 
     @property
     def text(self) -> str:
@@ -58,13 +60,19 @@ class PreviewRow:
     """With predict_with_generate: what the model's answer is compared with."""
     others: dict[str, str] = field(default_factory=dict)
     """Further sequences of the row, as text: the worse answer of a pair."""
+    num_other_tokens: int = 0
     input_ids: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return len(self.input_ids) + self.num_other_tokens
 
     def to_dict(self, with_ids: bool) -> dict[str, Any]:
         """Return what JSON can hold."""
         values = asdict(self) | {"segments": [segment.to_dict() for segment in self.segments]}
-        values["num_tokens"] = len(self.input_ids)
+        values["num_tokens"] = self.num_tokens
         if not with_ids:
             del values["input_ids"], values["labels"]
         return values
@@ -92,37 +100,38 @@ def preview_row(bench: Bench, row: ScannedRow) -> PreviewRow:
     if not isinstance(outcome, ProcessedRow):
         return PreviewRow(**place, dropped=str(outcome))
     is_predicted = bench.is_predicted(row.side)
-    learned = [False if is_predicted else label != IGNORE_INDEX for label in outcome.labels]
-    learned += [False] * (len(outcome.input_ids) - len(learned))
+    weights = [0.0 if is_predicted else float(label != IGNORE_INDEX) for label in outcome.labels]
+    weights = outcome.weights or weights + [0.0] * (len(outcome.input_ids) - len(weights))
     return PreviewRow(
         **place,
         is_truncated=outcome.is_truncated,
         num_supervised=outcome.num_supervised,
-        segments=tuple(_segments(bench, row, outcome, learned)),
+        segments=tuple(_segments(bench, row, outcome, weights)),
         others={
             name.removesuffix("_input_ids"): str(bench.tokenizer.decode(ids))
             for name, ids in (outcome.more or {}).items()
             if name.endswith("_input_ids")
         },
+        num_other_tokens=sum(outcome.sequence_lengths[1:]),
         answer=str(bench.tokenizer.decode(outcome.labels)) if is_predicted else None,
         input_ids=tuple(outcome.input_ids),
         labels=tuple(outcome.labels),
     )
 
 
-def _segments(bench: Bench, row: ScannedRow, outcome: ProcessedRow, learned: list[bool]) -> Iterator[Segment]:
+def _segments(bench: Bench, row: ScannedRow, outcome: ProcessedRow, weights: list[float]) -> Iterator[Segment]:
     added = bench.tokenizer.added_tokens_decoder
     specials = {number for number, token in added.items() if token.special}
     roles = _roles(bench, row, outcome)
-    keys = zip(range(len(roles)), roles, learned, strict=False)
-    for (role, is_learned), tokens in groupby(keys, key=lambda item: item[1:]):
+    keys = zip(range(len(roles)), roles, weights, strict=False)
+    for (role, weight), tokens in groupby(keys, key=lambda item: item[1:]):
         places = [place for place, _, _ in tokens]
         start, end = places[0], places[-1] + 1
         stretches = tuple(
             Stretch(str(bench.tokenizer.decode(list(ids))), is_control)
             for is_control, ids in groupby(outcome.input_ids[start:end], key=specials.__contains__)
         )
-        yield Segment(role[1], start, end, is_learned, stretches)
+        yield Segment(role[1], start, end, weight > 0, stretches, weight or 1.0)
 
 
 def _roles(bench: Bench, row: ScannedRow, outcome: ProcessedRow) -> list[tuple[int, str]]:

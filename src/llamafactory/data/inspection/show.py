@@ -39,7 +39,7 @@ def show_row(row: PreviewRow, console: "Console", with_ids: bool) -> None:
         console.print(Text().append(head, "bold").append(f"dropped: {row.dropped}\n", COLOURS["warning"]))
         return
     cut = ", cut" if row.is_truncated else ""
-    counts = f"{len(row.input_ids)} tokens, {row.num_supervised} learned{cut}"
+    counts = f"{row.num_tokens} tokens, {row.num_supervised} learned{cut}"
     console.print(Text().append(head, "bold").append(counts))
     width = max((len(segment.role) for segment in row.segments), default=0)
     for segment in row.segments:
@@ -104,7 +104,8 @@ def _segment_text(segment: Segment, is_plain: bool) -> Text:
     for stretch in segment.stretches:
         colour = "magenta" if stretch.is_control else "green" if segment.is_learned else ""
         text.append(stretch.text, f"{colour} bold" if segment.is_learned else colour)
-    return Text("[[").append_text(text).append("]]") if is_plain and segment.is_learned else text
+    shown = Text("[[").append_text(text).append("]]") if is_plain and segment.is_learned else text
+    return shown if segment.weight == 1 else shown.append(f" x {segment.weight:g}", "bold yellow")
 
 
 def _indented(text: Text, width: int) -> Text:
@@ -144,20 +145,24 @@ def _show_histogram(figure: DatasetFigures, console: "Console") -> None:
 
 
 def _show_run(run: RunFigures, cutoff_len: int, console: "Console") -> None:
-    used = "used" if run.packing else "not used; packing: true packs"
-    lines = (
+    batch = f"{run.batch_size} rows"
+    if run.max_batch_tokens is not None:
+        batch = f"{run.max_batch_tokens:,} tokens"
+    lines = [
         ("rows", f"{run.num_rows:,} with {run.num_tokens:,} tokens in an epoch"),
         (
             "steps",
             f"{run.steps_per_epoch:,} an epoch, {run.num_steps:,} in all ({run.num_epochs:g} epochs; "
-            f"{run.batch_size} rows x {run.gradient_accumulation_steps} accumulated x {_many(run.num_ranks, 'rank')})",
+            f"{batch} x {run.gradient_accumulation_steps} accumulated x {_many(run.num_ranks, 'rank')})",
         ),
-        ("padding", f"{run.padding_share:.1%} of the places in batches of {run.batch_size}"),
-        (
-            "packing",
-            f"{run.num_packed_rows:,} rows of {cutoff_len}, {run.packing_efficiency:.1%} of them tokens ({used})",
-        ),
-    )
+        ("padding", f"{run.padding_share:.1%} of the places in batches of {batch}"),
+    ]
+    if run.batch_fill is not None:
+        lines.append(("batches", f"{run.rows_per_batch:g} rows on average, {run.batch_fill:.1%} of {batch} filled"))
+    if run.num_packed_rows is not None:
+        used = "used" if run.packing else "not used; packing: true packs"
+        share = f"{run.packing_efficiency:.1%} of them tokens ({used})"
+        lines.append(("packing", f"{run.num_packed_rows:,} rows of {cutoff_len}, {share}"))
     console.print(Text("run", "bold"))
     for name, text in lines:
         console.print(f"  {name:<8} {text}")

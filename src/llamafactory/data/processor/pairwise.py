@@ -45,7 +45,7 @@ class PairwiseDatasetProcessor(DatasetProcessor):
         return ProcessedRow(
             prompt + better,
             label_answer(prompt, better),
-            len(better),
+            len(better) + len(worse),
             is_truncated,
             prefix="chosen_",
             more={"rejected_input_ids": prompt + worse, "rejected_labels": label_answer(prompt, worse)},

@@ -31,6 +31,15 @@ class ProcessedRow(NamedTuple):
     """What the names of the columns of ids and labels begin with."""
     more: dict[str, list[int] | bool] | None = None
     """Further columns, the same in every row of a kind."""
+    weights: list[float] | None = None
+    """What the loss of each label is multiplied by, 0 where there is no label; None where it is 1 everywhere."""
+
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """Tokens of each sequence: a pair has two."""
+        more = (self.more or {}).items()
+        others = [len(ids) for name, ids in more if name.endswith("input_ids") and not isinstance(ids, bool)]
+        return [len(self.input_ids), *others]
 
 
 @dataclass(frozen=True)

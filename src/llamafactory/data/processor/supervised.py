@@ -6,8 +6,8 @@ from typing import NamedTuple, cast
 
 from ...extras.constants import IGNORE_INDEX
 from ...extras.errors import UserError
-from ..conversation import Conversation, Message, RowDropped, RowOverlong
-from ..packing import PackedRow, PackedRows
+from ..conversation import Conversation, Message, RowDropped, RowOverlong, is_loss_weight
+from ..packing import LOSS_WEIGHTS, PackedRow, PackedRows
 from ..rendering import EncodedConversation, EncodedTurn
 from .processor_utils import DatasetProcessor, ProcessedRow, infer_seqlen
 
@@ -17,7 +17,8 @@ class CutTurn(NamedTuple):
 
     source: list[int]
     target: list[int]
-    is_learned: bool
+    weight: float
+    """What the loss of the answer is multiplied by; 0: it is not learned."""
     is_whole: bool
 
 
@@ -32,24 +33,30 @@ class SupervisedDatasetProcessor(DatasetProcessor):
 
         turns = self._cut(encoded.turns)
         is_whole = len(turns) == len(encoded.turns) and all(turn.is_whole for turn in turns)
+        is_weighed = any(turn.weight not in (0, 1) for turn in turns)
         input_ids: list[int] = []
         labels: list[int] = []
-        follows_answer = False  # a learned, whole answer stands right before
+        weights: list[float] = []
+        before = 0.0  # weight of a learned, whole answer that stands right before
         for turn in turns:
+            source = self._label_source(turn.source, before)
+            labels += source + (turn.target if turn.weight else [IGNORE_INDEX] * len(turn.target))
+            if is_weighed:
+                weights += self._weigh(source, before) + [turn.weight] * len(turn.target)
             input_ids += turn.source + turn.target
-            labels += self._label_source(turn.source, follows_answer)
-            labels += turn.target if turn.is_learned else [IGNORE_INDEX] * len(turn.target)
-            follows_answer = turn.is_learned and turn.is_whole
+            before = turn.weight if turn.is_whole else 0.0
         if is_whole:
             tail = [self._eos] if self.template.efficient_eos else []
             ending = encoded.closing[: self.data_args.cutoff_len - len(input_ids) - len(tail)] + tail
+            ending_labels = self._label_ending(ending, before)
             input_ids += ending
-            labels += self._label_ending(ending, follows_answer)
+            labels += ending_labels
+            weights += self._weigh(ending_labels, before) if is_weighed else []
 
         num_supervised = len(labels) - labels.count(IGNORE_INDEX)
         if num_supervised == 0:
             raise RowDropped("nothing to learn") if is_whole else RowOverlong("nothing to learn within cutoff_len")
-        return ProcessedRow(input_ids, labels, num_supervised, not is_whole)
+        return ProcessedRow(input_ids, labels, num_supervised, not is_whole, weights=weights if is_weighed else None)
 
     def _cut(self, turns: list[EncodedTurn]) -> list[CutTurn]:
         """Fit the turns into cutoff_len, from the first on; from the last back with mask_history."""
@@ -63,32 +70,37 @@ class SupervisedDatasetProcessor(DatasetProcessor):
             source_len, target_len = infer_seqlen(len(source), len(target), budget)
             budget -= source_len + target_len
             is_whole = source_len == len(source) and target_len == len(target)
-            is_learned = self._is_learned(message, is_last=index == last)
-            cut.append(CutTurn(source[:source_len], target[:target_len], is_learned, is_whole))
+            weight = self._weight(message, is_last=index == last)
+            cut.append(CutTurn(source[:source_len], target[:target_len], weight, is_whole))
         return cut[::-1] if self.data_args.mask_history else cut
 
-    def _is_learned(self, message: Message | None, is_last: bool) -> bool:
+    def _weight(self, message: Message | None, is_last: bool) -> float:
         loss = message.loss if message else None
+        if not is_loss_weight(loss):
+            raise UserError(f"A message has loss {loss!r}; give true, false or a number from 0 up.")
         if loss is None:
-            return is_last or not self.data_args.mask_history
-        if loss not in (0, 1):
-            raise UserError(f"A message has loss {loss!r}; this version knows only true and false (1 and 0).")
-        return bool(loss)
+            loss = is_last or not self.data_args.mask_history
+        return float(loss)
 
-    def _label_source(self, source: list[int], follows_answer: bool) -> list[int]:
+    def _label_source(self, source: list[int], before: float) -> list[int]:
         if self.data_args.train_on_prompt:
             return source
         labels = [IGNORE_INDEX] * len(source)
-        if self.template.efficient_eos and follows_answer and source:
+        if self.template.efficient_eos and before and source:
             labels[0] = self._eos
         return labels
 
-    def _label_ending(self, ending: list[int], follows_answer: bool) -> list[int]:
+    def _label_ending(self, ending: list[int], before: float) -> list[int]:
         """Label what stands behind the last answer: template text, and the end of the row with efficient_eos."""
-        labels = self._label_source(ending, follows_answer)
-        if self.template.efficient_eos and follows_answer and ending[-1:] == [self._eos]:
+        labels = self._label_source(ending, before)
+        if self.template.efficient_eos and before and ending[-1:] == [self._eos]:
             labels[-1] = self._eos
         return labels
+
+    def _weigh(self, labels: list[int], before: float) -> list[float]:
+        """Weigh labels outside of answers: what ends an answer weighs as much as it does."""
+        weight = 1.0 if self.data_args.train_on_prompt else before
+        return [0.0 if label == IGNORE_INDEX else weight for label in labels]
 
     @property
     def _eos(self) -> int:
@@ -105,6 +117,6 @@ class PackedSupervisedDatasetProcessor(SupervisedDatasetProcessor):
     def pack(self, conversations: Sequence[Conversation], seed: int = 0) -> list[PackedRow]:
         """Return packed rows of at most cutoff_len tokens; conversations that cannot be used are left out."""
         rows = [row for row in self.process(conversations) if isinstance(row, ProcessedRow)]
-        documents = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        documents = [{"input_ids": row.input_ids, "labels": row.labels, LOSS_WEIGHTS: row.weights} for row in rows]
         packed = PackedRows(documents, self.data_args.cutoff_len, seed)
         return [packed[index] for index in range(len(packed))]

@@ -16,4 +16,4 @@ class UnsupervisedDatasetProcessor(DatasetProcessor):
         prompt = [number for turn in history for number in turn.source + turn.target] + last.source
         prompt_len, answer_len = infer_seqlen(len(prompt), len(last.target), self.data_args.cutoff_len)
         is_truncated = prompt_len < len(prompt) or answer_len < len(last.target)
-        return ProcessedRow(prompt[:prompt_len], last.target[:answer_len], answer_len, is_truncated)
+        return ProcessedRow(prompt[:prompt_len], last.target[:answer_len], 0, is_truncated)

@@ -1,8 +1,14 @@
 """The attention kernel: from the user's word to the one transformers knows."""
 
+from typing import Any
+
+from torch import nn
+
 from ...extras.errors import UserError
 from ...extras.logging import get_logger
 from ...extras.packages import is_available
+from .flat_attention import FLAT_ATTENTION, can_attend_flat, register_flat_attention
+from .wrapping import unwrapped
 
 
 logger = get_logger(__name__)
@@ -29,3 +35,31 @@ def attention_implementation(flash_attn: str) -> str | None:
         logger.warning("flash_attn %s needs the package %s; the model's own kernel is used.", flash_attn, package)
         return None
     return IMPLEMENTATIONS[flash_attn]
+
+
+def use_flat_attention(model: nn.Module, flash_attn: str) -> None:
+    """Give a model of a training or evaluation run our own attention, where `auto` leaves the choice to us.
+
+    Helper models (a reference, a reward model) that meet the same batches need it too. Chat keeps SDPA.
+    """
+    base: Any = unwrapped(model)
+    if flash_attn == "auto" and hasattr(base, "set_attn_implementation") and can_attend_flat(base):
+        register_flat_attention()
+        base.set_attn_implementation(FLAT_ATTENTION)
+
+
+def attention_in_use(model: nn.Module) -> str:
+    """Return transformers' name of the kernel that a model computes with."""
+    config: Any = getattr(unwrapped(model), "config", None)
+    return str(getattr(config, "_attn_implementation", None) or "eager")
+
+
+def shares_prefixes(model: nn.Module) -> bool:
+    """Whether the kernel of a model puts dialogues together that share tokens (data/shared_prefix.py)."""
+    return attention_in_use(model) == FLAT_ATTENTION
+
+
+def takes_bounds(model: nn.Module) -> bool:
+    """Whether the kernel of a model takes the bounds of documents, so that it computes nothing between them."""
+    name = attention_in_use(model)
+    return name == FLAT_ATTENTION or "flash" in name

@@ -1,26 +1,69 @@
-"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept.
+
+It costs about a third more time per step, so it is switched on where it was asked for, or where a step would otherwise
+not fit into the memory that is free.
+"""
+
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
 from ...extras.logging import get_logger
+from ..memory import StepShape, estimate_step
 from ..request import LoadRequest
 
 
 logger = get_logger(__name__)
 
+USABLE = 0.9
+"""The share of the free memory that a step may take: allocators lose some to fragments."""
+GIB = 2**30
+
 
 def prepare_checkpointing(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
-    """Switch checkpointing on for training unless it was turned off.
+    """Switch checkpointing on for training where `disable_gradient_checkpointing: false` asks for it.
+
+    With null, `checkpoint_if_needed` decides once the size of a batch is known.
+    """
+    if request.is_trainable and request.model_args.disable_gradient_checkpointing is False:
+        enable_checkpointing(model, use_reentrant=request.model_args.use_reentrant_gc)
+    return model
+
+
+class Checkpointing(NamedTuple):
+    """What was chosen, and why in a few words."""
+
+    is_on: bool
+    reason: str
+
+
+def checkpoint_if_needed(
+    model: PreTrainedModel, shape: StepShape, *, use_reentrant: bool, on_device: bool, free: int
+) -> Checkpointing:
+    """Switch checkpointing on where a step would not fit into `free` bytes otherwise.
+
+    On a CPU the weights are in memory already; with `on_device` they still have to go to the accelerator.
+    """
+    estimate = estimate_step(model, shape)
+    needed = estimate.total if on_device else estimate.beyond_weights
+    reason = (
+        f"{shape.tokens} tokens take about {needed / GIB:.1f} GiB {'with' if on_device else 'beside'} the weights; "
+        f"{free / GIB:.1f} GiB are free"
+    )
+    if needed <= USABLE * free:
+        return Checkpointing(False, reason)
+    return Checkpointing(enable_checkpointing(model, use_reentrant=use_reentrant), reason)
+
+
+def enable_checkpointing(model: PreTrainedModel, *, use_reentrant: bool) -> bool:
+    """Switch checkpointing on; False for a model that cannot.
 
     transformers also makes the embedding's output need a gradient, without which the reentrant form would not reach
     adapters: nothing at the bottom of a frozen network needs one.
     """
-    if not request.is_trainable or request.model_args.disable_gradient_checkpointing:
-        return model
     if not model.supports_gradient_checkpointing:
         logger.warning("This model cannot checkpoint its activations; all of them are kept.")
-        return model
-
-    model.activation_checkpointing_enable({"use_reentrant": request.model_args.use_reentrant_gc})
-    logger.info("Gradient checkpointing is on: less memory, about a third more time per step.")
-    return model
+        return False
+    settings: dict[str, Any] = {"use_reentrant": use_reentrant}
+    model.activation_checkpointing_enable(settings)
+    return True

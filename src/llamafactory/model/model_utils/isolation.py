@@ -1,8 +1,8 @@
-"""Does a model keep the documents of a packed row apart? It is asked, not looked up in a list of architectures.
+"""Does a model keep the documents of a row apart? It is asked, not looked up in a list of architectures.
 
-Attention over packed rows goes by the position ids. Layers with a running state, convolutions over time, positions
+Attention over joined rows goes by positions and bounds. Layers with a running state, convolutions over time, positions
 that are not passed on and kernels with bounds of their own may all let a document see the one before it, and nothing
-would say so: the loss even looks better. Three short forward passes tell.
+would say so: the loss even looks better. A few short forward passes tell.
 """
 
 import inspect
@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...data.batch import sequence_bounds
 from ...extras.errors import UserError
+from .attention import takes_bounds
+from .wrapping import unwrapped
 
 
 LENGTH = 8  # tokens of each document
@@ -19,26 +22,43 @@ LENGTH = 8  # tokens of each document
 # these; a leak makes about 1 in a model that was trained, and 7e-4 or more in one with fresh weights.
 TOLERATED_FP32 = 1e-4
 TOLERATED_HALF = 5e-2
+ADVICE = "set packing: false and padding_free: false"
+"""What to do about a leak."""
 
 
 def require_isolation(model: nn.Module) -> None:
-    """Refuse a model in which one document of a packed row reaches into another."""
-    name = type(unwrapped(model)).__name__
-    if "position_ids" not in inspect.signature(unwrapped(model).forward).parameters:
+    """Refuse a model in which one document of a row reaches into another."""
+    leak = find_leak(model)
+    if leak is not None:
+        raise UserError(f"{leak}; {ADVICE}.")
+
+
+def find_leak(model: nn.Module) -> str | None:
+    """Return the sentence that says why documents cannot share a row in this model; None where they can."""
+    base = unwrapped(model)
+    if "position_ids" not in inspect.signature(base.forward).parameters:
         reason = "it takes no position_ids"
     else:
         share = measure_leak(model)
         if share <= tolerated(model):
-            return
+            return None
         reason = f"a document changes the next one in its row, by {share:.2g} of what it does in plain joined text"
-    raise UserError(
-        f"{name} cannot keep the documents of a packed row apart ({reason}); set packing: false and "
-        "padding_free: false."
-    )
+    return f"{type(base).__name__} cannot keep the documents of a packed row apart ({reason})"
+
+
+def gets_bounds(model: nn.Module) -> bool:
+    """Whether batches should bring the bounds of documents: the kernel uses them and the model passes them on."""
+    return takes_bounds(model) and accepts_bounds(model)
+
+
+def accepts_bounds(model: nn.Module) -> bool:
+    """Whether the forward pass of a model takes arguments that it only passes on."""
+    parameters = inspect.signature(unwrapped(model).forward).parameters.values()
+    return any(item.kind is item.VAR_KEYWORD for item in parameters)
 
 
 def measure_leak(model: nn.Module) -> float:
-    """Return how far a document moves the logits of the next one, as a share of what it does without bounds.
+    """Return how far a document moves the next one, as a share of what it does without bounds.
 
     The next document must neither follow the tokens before it nor differ from itself in a row of its own.
     """
@@ -49,11 +69,11 @@ def measure_leak(model: nn.Module) -> float:
     model.eval()
     try:
         with torch.no_grad():
-            packed = logits_behind(model, torch.cat([first, second]), restarted)
-            moved = logits_behind(model, torch.cat([other, second]), restarted)
-            alone = logits_behind(model, second, restarted[:LENGTH])
-            joined = logits_behind(model, torch.cat([first, second]), running)
-            joined_moved = logits_behind(model, torch.cat([other, second]), running)
+            packed = states_behind(model, torch.cat([first, second]), restarted)
+            moved = states_behind(model, torch.cat([other, second]), restarted)
+            alone = states_behind(model, second, restarted[:LENGTH])
+            joined = states_behind(model, torch.cat([first, second]), running)
+            joined_moved = states_behind(model, torch.cat([other, second]), running)
     finally:
         model.train(was_training)
     # Equal shapes are rounded alike, so one moved token tells (a short convolution reaches no further). A row of
@@ -71,10 +91,25 @@ def make_documents(model: nn.Module) -> Tensor:
     return torch.randint(0, num_tokens, (3, LENGTH), generator=generator).to(device)
 
 
-def logits_behind(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
-    """Return the logits of the last LENGTH tokens, computed as in training."""
-    output = model(input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False)
-    return output.logits[0, -LENGTH:].float()
+def states_behind(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """Return what the model makes of the last LENGTH tokens, computed as in training: states before the head.
+
+    The whole model is called, as it is wrapped; a head may look at some tokens only (a score per sequence does).
+    """
+    base: Any = unwrapped(model)
+    decoder = getattr(base, "base_model", None)
+    states: list[Tensor] = []
+    inputs: dict[str, Any] = {"input_ids": ids.unsqueeze(0), "position_ids": positions.unsqueeze(0)}
+    if gets_bounds(model):
+        inputs |= sequence_bounds(inputs["position_ids"])
+    if not isinstance(decoder, nn.Module) or decoder is base:
+        return model(**inputs, use_cache=False).logits[0, -LENGTH:].float()
+    hook = decoder.register_forward_hook(lambda module, args, output: states.append(output[0]))
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return states[0][0, -LENGTH:].float()
 
 
 def tolerated(model: nn.Module) -> float:
@@ -85,17 +120,5 @@ def tolerated(model: nn.Module) -> float:
 
 
 def distances(some: Tensor, others: Tensor) -> Tensor:
-    """Return how far apart the logits of each token are."""
+    """Return how far apart the states of each token are."""
     return (some - others).norm(dim=-1)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model under adapters and data-parallel wrappers."""
-    inner: Any = model
-    while True:
-        if isinstance(getattr(inner, "module", None), nn.Module):
-            inner = inner.module
-        elif hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        else:
-            return inner

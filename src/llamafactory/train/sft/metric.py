@@ -1,28 +1,25 @@
-"""Metrics of supervised fine-tuning: token accuracy, and ROUGE and BLEU of generated answers."""
+"""Metrics of language models: perplexity, and ROUGE and BLEU of generated answers."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ...extras.constants import IGNORE_INDEX
 from ...extras.packages import require
-from ..objective import MetricSum
 
 
 # Scripts written without spaces (kana, Han and its extensions): every character is a word.
 _CJK = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
 _WORDS = re.compile(rf"{_CJK}|(?:(?!{_CJK})[^\W_])+|[^\w\s]")
+MOST_NATS = 709.0  # e^710 is no float any more
 _ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
 
 
-def token_accuracy(logits_NV: Tensor, targets_N: Tensor) -> MetricSum:
-    """Count the supervised positions at which the likeliest token is the label."""
-    is_supervised_N = targets_N != IGNORE_INDEX
-    hits_N = (logits_NV.argmax(dim=-1) == targets_N) & is_supervised_N
-    return MetricSum(hits_N.sum().to(torch.float32), is_supervised_N.sum())
+def perplexity(means: Mapping[str, float]) -> dict[str, float]:
+    """Return e to the power of the mean loss per token; infinity where a float cannot hold it."""
+    if "loss" not in means:
+        return {}
+    return {"perplexity": math.exp(means["loss"]) if means["loss"] < MOST_NATS else math.inf}
 
 
 def split_words(text: str) -> list[str]:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...data.collator import FlatCollator, PackedCollator, PaddingCollator
-from ...extras.device import device_facts
 from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
-from ...model.model_utils.attention import attention_implementation
-from ..stage import Collator, RunArguments, Stage, StageContext
+from ..collation import row_collator
+from ..stage import RunArguments, Stage
 from ..workflow import run_stage
-from .objective import count_supervised, supervised_objective
+from .metric import perplexity
+from .objective import count_supervised, supervised_helpers, supervised_objective
 from .predictor import answer_predictor, check_prediction
 
 
@@ -17,30 +16,17 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
-def supervised_collator(context: StageContext) -> Collator:
-    """Pad on the right; on accelerators to a multiple of 8, which their matrix units like.
-
-    Kernels that take bounds of documents find them in a single row only, so packed rows are laid end to end for them.
-    """
-    data, multiple = context.arguments.data, None if device_facts().kind == "cpu" else 8
-    has_bounds = (attention_implementation(context.arguments.model.flash_attn) or "").startswith("flash")
-    if data.padding_free or (data.packing and has_bounds):
-        return FlatCollator(context.tokenizer, multiple)
-    if data.packing:
-        return PackedCollator(context.tokenizer, multiple)
-    return PaddingCollator(context.tokenizer, pad_to_multiple_of=multiple)
-
-
 STAGE = Stage(
     name="sft",
     title="supervised fine-tuning",
     dataset="sft",
-    collator=supervised_collator,
+    collator=row_collator,
     objective=supervised_objective,
     weigh=count_supervised,
+    helpers=supervised_helpers,
     predictor=answer_predictor,
+    derive=perplexity,
     check=check_prediction,
-    joins_rows=lambda data: bool(data.packing) or data.padding_free,
     plots=("loss", "eval_loss", "eval_accuracy"),
 )
 

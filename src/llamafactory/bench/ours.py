@@ -1,0 +1,43 @@
+"""Our side of the training tasks: the whole of `llamafactory-cli train`, with a clock."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..extras.constants import TRAINER_LOG
+from ..extras.garbage import importing
+from .job import Job
+from .rows import train_config
+from .tasks import LEARNING_RATE
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train as a user would; only what the reference shares is set, the rest is at its defaults."""
+    with importing():  # as `train` imports them
+        from ..train.tuner import run_exp
+        from .clock import Clock
+
+    clock = Clock(job)
+    config = {
+        **train_config(job),
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "plot_loss": False,
+        "disable_tqdm": True,
+    }
+    run_exp(config, callbacks=[clock])
+    work = json.loads(Path(job.ids).with_name("work.json").read_text(encoding="utf-8"))
+    lines = (Path(job.folder) / "out" / TRAINER_LOG).read_text(encoding="utf-8").splitlines()
+    seen = json.loads(lines[-1]).get("total_tokens", 0)
+    return {**clock.figures(work["tokens"], work["supervised"]), "tokens_seen": seen, **_formats()}
+
+
+def _formats() -> dict[str, Any]:
+    import torch
+
+    from ..extras.device import device_facts
+
+    return {"bf16": device_facts().bf16, "num_threads": torch.get_num_threads()}

@@ -1,0 +1,81 @@
+"""The row of preference tuning on pairs, and its entry point."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
+from ...ops.preference import PREFERENCE_LOSSES
+from ..answers import AnswerCollator, answer_collator
+from ..objective import Objective
+from ..reference import make_reference, silence_dropout
+from ..reference_cache import annotate_rows
+from ..stage import RunArguments, Stage, StageContext
+from ..workflow import run_stage
+from .objective import PreferenceObjective, count_pairs, pair_survey, preference_objective
+
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainerCallback
+
+
+def pair_collator(context: StageContext) -> AnswerCollator:
+    """Put all better answers of a batch first, then all worse ones."""
+    return answer_collator(context, ("chosen_", "rejected_"))
+
+
+def pair_reference(context: StageContext) -> "dict[str, nn.Module]":
+    """Make the reference of a loss that has one."""
+    silence_dropout(context.model)
+    finetuning = context.arguments.finetuning
+    is_asked = PREFERENCE_LOSSES.get(finetuning.pref_loss).has_reference and not finetuning.precompute_ref_logps
+    return make_reference(context) if is_asked else {}
+
+
+def baseline_callbacks(objective: Objective) -> "Sequence[TrainerCallback]":
+    """Return what the Trainer has to tell of the end of a step, and to save."""
+    baseline = objective.baseline if isinstance(objective, PreferenceObjective) else None
+    return [] if baseline is None else [baseline]
+
+
+def check_loss(arguments: RunArguments) -> None:
+    """Name the known losses before anything is loaded, should the asked one be unknown."""
+    PREFERENCE_LOSSES.get(arguments.finetuning.pref_loss)
+
+
+def annotate_pairs(context: StageContext, rows: Any) -> Any:
+    """Add the words of the reference to the rows, where that was asked for."""
+    if not context.arguments.finetuning.precompute_ref_logps:
+        return rows
+    return annotate_rows(context, rows, [pair_collator(context)])
+
+
+STAGE = Stage(
+    name="dpo",
+    title="preference tuning on pairs",
+    dataset="dpo",
+    collator=pair_collator,
+    objective=preference_objective,
+    weigh=count_pairs,
+    helpers=pair_reference,
+    survey=pair_survey,
+    callbacks=baseline_callbacks,
+    check=check_loss,
+    annotate=annotate_pairs,
+    loss_may_be_zero=True,
+    card_keys=("pref_loss", "pref_beta", "pref_ftx", "pref_bco_weight", "dpo_label_smoothing", "ld_alpha"),
+    plots=("loss", "eval_loss", "rewards/accuracies", "rewards/margins"),
+)
+
+
+def run_dpo(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+    callbacks: "Sequence[TrainerCallback] | None" = None,
+) -> None:
+    """Run preference tuning with these arguments."""
+    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
+    run_stage(STAGE, arguments, callbacks)

@@ -1,0 +1,103 @@
+"""The row of GRPO, and its entry point."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
+from ..collation import row_collator
+from ..objective import RolloutPlan
+from ..reference import make_reference, silence_dropout
+from ..rollouts.checks import check_rollouts
+from ..rollouts.making import make_answer_maker
+from ..rollouts.predictor import reward_predictor
+from ..rollouts.schedule import keep_rows
+from ..rollouts.sources import make_reward_model
+from ..stage import RunArguments, Stage, StageContext
+from ..workflow import run_stage
+from .objective import GrpoObjective, count_weight
+from .rollout import GrpoRollout
+
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+CARD_KEYS = (
+    "reward_funcs",
+    "reward_model",
+    "num_generations",
+    "grpo_loss",
+    "grpo_beta",
+    "grpo_epochs",
+    "grpo_clip_range",
+)
+
+
+def grpo_objective(context: StageContext) -> GrpoObjective:
+    """Make the loss; the policy must not differ between writing and learning, so dropout is off."""
+    silence_dropout(context.model)
+    finetuning, generating = context.arguments.finetuning, context.arguments.generating
+    return GrpoObjective(
+        kind=finetuning.grpo_loss,
+        clip_low=finetuning.grpo_clip_range,
+        clip_high=finetuning.grpo_clip_range_high or finetuning.grpo_clip_range,
+        beta=finetuning.grpo_beta,
+        temperature=generating.temperature if generating.do_sample else 1.0,
+    )
+
+
+def grpo_rollout(context: StageContext) -> GrpoRollout:
+    """Make the rollout; the groups of a rollout lie on one rank as a whole."""
+    finetuning, training = context.arguments.finetuning, context.arguments.training
+    gathered = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    scales = finetuning.grpo_scale_rewards
+    return GrpoRollout(
+        plan=RolloutPlan(
+            num_prompts=gathered * finetuning.grpo_buffer_size // finetuning.num_generations,
+            num_steps=finetuning.grpo_buffer_size,
+            num_passes=finetuning.grpo_epochs,
+        ),
+        maker=make_answer_maker(context, row_collator(context)),
+        kind=finetuning.grpo_loss,
+        group_size=finetuning.num_generations,
+        longest=context.arguments.generating.max_new_tokens,
+        scales=finetuning.grpo_loss != "dr_grpo" if scales is None else scales,
+        needs_reference=finetuning.grpo_beta > 0,
+    )
+
+
+def grpo_helpers(context: StageContext) -> Mapping[str, nn.Module]:
+    """Load the reference, where leaving it has a price, and the reward model."""
+    reference = make_reference(context) if context.arguments.finetuning.grpo_beta > 0 else {}
+    return {**reference, **make_reward_model(context)}
+
+
+STAGE = Stage(
+    name="grpo",
+    title="GRPO",
+    dataset="ppo",
+    collator=lambda context: keep_rows,
+    objective=grpo_objective,
+    weigh=count_weight,
+    helpers=grpo_helpers,
+    rollout=grpo_rollout,
+    predictor=reward_predictor,
+    check=check_rollouts,
+    loss_may_be_zero=True,
+    card_keys=CARD_KEYS,
+    plots=("loss", "reward", "answer_length", "entropy"),
+)
+
+
+def run_grpo(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+    callbacks: "Sequence[TrainerCallback] | None" = None,
+) -> None:
+    """Run GRPO with these arguments."""
+    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
+    run_stage(STAGE, arguments, callbacks)

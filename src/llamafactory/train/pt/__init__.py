@@ -1,0 +1,18 @@
+"""Pre-training: learn to go on with plain text."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .workflow import run_pt
+
+__all__ = ["run_pt"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the entry point when it is first used: the loss alone needs neither data nor model code."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import workflow
+
+    return getattr(workflow, name)
