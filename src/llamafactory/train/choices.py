@@ -84,6 +84,7 @@ def _choose_checkpointing(
         tokens=tokens,
         compute_dtype=COMPUTED.get(dtypes.autocast or "", dtypes.trainable),
         optimizer_states=0 if arguments.training.optim in LITTLE_STATE else OPTIMIZER_STATES,
+        is_accumulated=arguments.training.gradient_accumulation_steps > 1,
         is_fused=any(True for _ in replacements(model)),
         masked_len=0 if takes_bounds(model) else row_len,
         num_shards=env.world_size if is_sharded else 1,

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ...ops.preference import PREFERENCE_LOSSES
-from ..answers import AnswerCollator, answer_collator
+from ..answers import AnswerCollator
+from ..collation import pair_collator as shared_prompts
+from ..collation import row_collator
 from ..objective import Objective
 from ..reference import make_reference, silence_dropout
 from ..reference_cache import annotate_rows
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 
 
 def pair_collator(context: StageContext) -> AnswerCollator:
-    """Put all better answers of a batch first, then all worse ones."""
-    return answer_collator(context, ("chosen_", "rejected_"))
+    """Put all better answers of a batch first, then all worse ones; their prompt is there once where models allow it.
+
+    The reference reads the same batches. It is a model of the policy's kind unless the user named another one.
+    """
+    names_other = context.arguments.finetuning.ref_model is not None
+    collate = row_collator(context) if names_other else shared_prompts(context)
+    return AnswerCollator(collate, ("chosen_", "rejected_"))
 
 
 def pair_reference(context: StageContext) -> "dict[str, nn.Module]":

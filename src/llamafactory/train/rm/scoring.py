@@ -38,6 +38,16 @@ class ScoredCollator:
         lengths = [len(row["input_ids"]) for row in rows]
         return {**batch, LAST_POSITIONS: row_starts(batch, lengths) + torch.tensor(lengths) - 1}
 
+    @property
+    def lays_flat(self) -> bool:
+        """Whether rows are laid end to end, so that none is padded."""
+        return bool(getattr(self.collate, "lays_flat", False))
+
+    @property
+    def pad_to_multiple_of(self) -> int | None:
+        """The multiple that a batch is padded to."""
+        return getattr(self.collate, "pad_to_multiple_of", None)
+
 
 @dataclass(frozen=True)
 class PairCollator:
@@ -48,6 +58,16 @@ class PairCollator:
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Return the batch of twice as many sequences."""
         return self.collate([part(row, side) for side in ("chosen_", "rejected_") for row in rows])
+
+    @property
+    def lays_flat(self) -> bool:
+        """Whether rows are laid end to end, so that none is padded."""
+        return self.collate.lays_flat
+
+    @property
+    def pad_to_multiple_of(self) -> int | None:
+        """The multiple that a batch is padded to."""
+        return self.collate.pad_to_multiple_of
 
 
 def score_sequences(model: nn.Module, batch: Batch) -> Tensor:
