@@ -10,7 +10,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 
-.PHONY: help setup dev demo test test-slow check format docs bench clean
+.PHONY: help setup dev demo test test-slow check format docs bench bench-learning clean
 
 help:
 	@echo "make demo       fine-tune a real 135M model on this machine and see its answers before and after"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow  run the slow tests (real processes, kill -9, two ranks)"
 	@echo "make check      format, lint, types, layers, size budgets, stale docs"
 	@echo "make bench      measure training, preprocessing and answering against plain transformers"
+	@echo "make bench-learning  see each way of training learn: rewards, margins and accuracies on a real 135M model"
 	@echo "make docs       write the generated pages again"
 
 $(RUN_STAMP): $(SETUP_FILES)
@@ -61,6 +62,9 @@ docs: $(DEV_STAMP)
 
 bench: $(DEV_STAMP)
 	$(BIN)/llamafactory-cli bench $(BENCH_ARGS)
+
+bench-learning: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m learning -s tests/learning
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

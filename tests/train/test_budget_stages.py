@@ -80,7 +80,7 @@ def test_every_stage_trains_in_the_steps_that_the_report_foretells(
     assert run["max_batch_tokens"] == options.get("max_batch_tokens", 128)
     assert 0 < run["batch_fill"] <= 1
     assert run["steps_per_epoch"] > 1
-    assert (run["padding_share"] > 0) == (options.get("padding_free") is False or stage == "rm")  # rm pads its pairs
+    assert (run["padding_share"] > 0) == (options.get("padding_free") is False)
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(losses) == state["global_step"]
     assert all(math.isfinite(loss) for loss in losses)

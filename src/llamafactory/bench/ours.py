@@ -31,8 +31,19 @@ def train(job: Job) -> dict[str, Any]:
     run_exp(config, callbacks=[clock])
     work = json.loads(Path(job.ids).with_name("work.json").read_text(encoding="utf-8"))
     lines = (Path(job.folder) / "out" / TRAINER_LOG).read_text(encoding="utf-8").splitlines()
-    seen = json.loads(lines[-1]).get("total_tokens", 0)
+    seen = json.loads(lines[-1]).get("total_tokens", 0) + count_shared(job)
     return {**clock.figures(work["tokens"], work["supervised"]), "tokens_seen": seen, **_formats()}
+
+
+def count_shared(job: Job) -> int:
+    """Count the tokens of prompts that a pair holds twice and our batches once."""
+    if job.stage != "dpo":
+        return 0
+    from ..data.collator import part
+    from ..data.shared_prefix import shared_length
+
+    pairs = json.loads(Path(job.ids).read_text(encoding="utf-8"))[: job.batch * job.accumulation * job.steps]
+    return sum(shared_length(part(pair, "chosen_"), part(pair, "rejected_")) for pair in pairs)
 
 
 def _formats() -> dict[str, Any]:

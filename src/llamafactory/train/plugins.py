@@ -2,7 +2,7 @@
 
 The key `plugins` names Python files (or importable modules). Each is imported once, before the run looks anything up,
 and puts its things into the registries below under names of its own; the keys `stage`, `objective`, `metrics` and
-`reward_funcs` then take those names, and callbacks run as soon as they are registered:
+`reward_funcs` then take those names, and callbacks run in every run that names their plug-in:
 
     from llamafactory.train.plugins import METRICS
 
@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..extras.errors import UserError
@@ -58,28 +57,43 @@ METRICS: Registry[Metric] = Registry("metric")
 REWARDS: Registry[Reward] = Registry("reward")
 """Rewards by name, for the key `reward_funcs`."""
 CALLBACKS: "Registry[Callable[[RunArguments], TrainerCallback]]" = Registry("callback")
-"""Makers of callbacks; all of them run."""
+"""Makers of callbacks."""
+
+
+PLUGINS: Registry[tuple[str, ...]] = Registry("plug-in")
+"""What was imported, by place, with the names of the callbacks that each brought."""
 
 
 def load_plugins(names: Iterable[str]) -> None:
     """Import each plug-in; a missing file or module is a UserError, a mistake inside one shows its own traceback."""
     for name in names:
-        module = _load_file(Path(name).expanduser()) if name.endswith(".py") else _load_module(name)
-        logger.info(f"Plug-in: {getattr(module, '__file__', name)}.")
+        place = _place(name)
+        if place in PLUGINS:
+            continue
+        earlier = CALLBACKS.names()
+        if name.endswith(".py"):
+            _load_file(Path(place))
+        else:
+            _load_module(name)
+        PLUGINS.register(place, tuple(callback for callback in CALLBACKS.names() if callback not in earlier))
+        logger.info(f"Plug-in: {place}.")
 
 
 def plugin_callbacks(arguments: RunArguments) -> "list[TrainerCallback]":
-    """Make the callbacks that plug-ins registered."""
-    return [CALLBACKS.get(name)(arguments) for name in CALLBACKS.names()]
+    """Make the callbacks that this run's plug-ins registered."""
+    places = [_place(name) for name in arguments.finetuning.plugins]
+    return [CALLBACKS.get(name)(arguments) for place in places for name in PLUGINS.get(place)]
 
 
-def _load_file(path: Path) -> ModuleType:
+def _place(name: str) -> str:
+    return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+
+
+def _load_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"plugins: there is no file {str(path)!r}; give the path of a Python file or a module's name.")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"llamafactory_plugin_{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"plugins: {str(path)!r} cannot be imported as Python; give the path of a Python file.")
@@ -90,12 +104,11 @@ def _load_file(path: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    return module
 
 
-def _load_module(name: str) -> ModuleType:
+def _load_module(name: str) -> None:
     try:
-        return importlib.import_module(name)
+        importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(

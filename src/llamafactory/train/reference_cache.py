@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from ..model.dtype import choose_dtype, training_flags
 from ..ops import head, logprobs, preference
 from . import answers, sequences
 from .answers import AnswerCollator, answer_log_probs, reference_column
+from .objective import Batch
 from .reference import REFERENCE, make_reference, measuring
 from .stage import StageContext
 
@@ -110,8 +111,8 @@ def ask(asked: Asked, rows: Any, part: range, collate: AnswerCollator) -> Iterat
         batch = collate([rows[index] for index in range(start, min(start + asked.batch_size, part.stop))])
         kind = asked.autocast or torch.bfloat16
         with torch.autocast(asked.device.type, dtype=kind, enabled=asked.autocast is not None):
-            batch = send_to_device(batch, asked.device)
-            sums_S = answer_log_probs(asked.model, batch, asked.ld_alpha).sums_S
+            moved = cast(Batch, send_to_device(batch, asked.device))
+            sums_S = answer_log_probs(asked.model, moved, asked.ld_alpha).sums_S
         found.append(sums_S.float().cpu().view(len(collate.prefixes), -1))
     columns = torch.cat(found, dim=1)
     for prefix, values in zip(collate.prefixes, columns, strict=True):
