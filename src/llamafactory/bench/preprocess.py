@@ -71,17 +71,25 @@ def plain(job: Job) -> dict[str, Any]:
 
 
 def encode_alone(job: Job) -> dict[str, Any]:
-    """Do what no preparation can do without: encode the whole texts, in batches."""
+    """Do what no preparation can do without: encode the texts, as the model's format renders them, in batches."""
     from transformers import AutoTokenizer
 
     path = write_rows(job)
-    back_end: Any = AutoTokenizer.from_pretrained(job.model).backend_tokenizer
+    tokenizer: Any = AutoTokenizer.from_pretrained(job.model)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHATML
     rows = json.loads(path.read_text(encoding="utf-8"))
-    texts = [f"<|im_start|>user\n{prompt_of(row)}<|im_end|>\n<|im_start|>assistant\n{row['output']}" for row in rows]
+    dialogues = [
+        [{"role": "user", "content": prompt_of(row)}, {"role": "assistant", "content": row["output"]}] for row in rows
+    ]
+    texts: list[str] = [tokenizer.apply_chat_template(dialogue, tokenize=False) for dialogue in dialogues]
 
     def run() -> None:
         for start in range(0, len(texts), BATCH_SIZE):
-            back_end.encode_batch(texts[start : start + BATCH_SIZE], add_special_tokens=False)
+            batch = tokenizer.backend_tokenizer.encode_batch(
+                texts[start : start + BATCH_SIZE], add_special_tokens=False
+            )
+            sum(len(encoding.ids) for encoding in batch)
 
     return timed(job, run)
 
