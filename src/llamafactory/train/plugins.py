@@ -101,7 +101,7 @@ def _load_file(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: a half-imported module must not be found by the next import
         del sys.modules[name]
         raise
 
