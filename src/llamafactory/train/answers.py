@@ -17,7 +17,7 @@ from .collation import row_collator
 from .meter import sum_dtype
 from .objective import Batch, Models
 from .reference import reference_of
-from .sequences import SequenceLogProbs, sequence_log_probs
+from .sequences import sequence_log_probs, sum_sequences
 from .stage import Collator, StageContext
 
 
@@ -87,8 +87,8 @@ def answer_log_probs(model: nn.Module, batch: Batch, ld_alpha: float | None = No
     sums_S = found.sums_S
     if ld_alpha is not None and ld_alpha != 1:
         weights_K = length_desensitized_weights(found.documents_K, found.counts_S, ld_alpha)
-        sums_S = _sum_answers(found.logps_K * weights_K, found)
-    logits_S = _sum_answers(found.logit_means_K, found)
+        sums_S = sum_sequences(found.logps_K * weights_K, found)
+    logits_S = sum_sequences(found.logit_means_K, found)
     return AnswerLogProbs(sums_S, found.sums_S, found.counts_S.clamp(min=1), logits_S)
 
 
@@ -109,7 +109,3 @@ def add_over_ranks(sums: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
     return total
-
-
-def _sum_answers(values_K: Tensor, found: SequenceLogProbs) -> Tensor:
-    return torch.zeros_like(found.sums_S).index_add(0, found.documents_K, values_K)

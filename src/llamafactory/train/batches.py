@@ -118,11 +118,19 @@ def make_plan(rows: Any, size: BatchSize, args: Any, num_ranks: int) -> BatchPla
 
 
 def train_loader(rows: Any, plan: BatchPlan, collate: Collator, args: Any, rank: int) -> Any:
-    """Make the loader of one rank; it moves batches to the device while the step before is computed."""
+    """Make the loader of one rank over prepared rows."""
+    return rank_loader(rows, PlannedBatches(plan, rank), FillingCollator(collate, rows, plan.cheapest_row), args)
+
+
+def rank_loader(source: Any, batches: Any, collate: Any, args: Any) -> Any:
+    """Make the loader of one rank, whose `batches` know what the others take.
+
+    It moves batches to the device while the step before is computed.
+    """
     loader = DataLoader(
-        rows,
-        batch_sampler=PlannedBatches(plan, rank),
-        collate_fn=FillingCollator(collate, rows, plan.cheapest_row),
+        source,
+        batch_sampler=batches,
+        collate_fn=collate,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers,
@@ -134,7 +142,7 @@ def train_loader(rows: Any, plan: BatchPlan, collate: Collator, args: Any, rank:
     return prepare_data_loader(
         loader,
         args.device,
-        num_processes=1,  # the sampler has shared the rows out
+        num_processes=1,  # the rows have been shared out
         process_index=0,
         put_on_device=True,
         non_blocking=args.accelerator_config.non_blocking,

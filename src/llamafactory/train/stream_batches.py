@@ -2,19 +2,15 @@
 
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Sampler
-from transformers.trainer_utils import seed_worker
+from torch.utils.data import Sampler
 
 from ..data.stream_readers import Delivery, StreamReader, Stride, Ticket
 from ..data.streaming import StreamRows
 from ..extras.env import set_defaults
 from ..extras.errors import UserError
-from .batches import FILLER
+from .batches import FILLER, rank_loader
 from .objective import Batch
 from .stage import Collator
 
@@ -103,26 +99,8 @@ def stream_loader(rows: StreamRows, collate: Collator, args: Any, place: tuple[i
     shuffle = rows.shuffle(seed, args.train_sampling_strategy != "sequential")
     if args.dataloader_num_workers:
         set_defaults({"TOKENIZERS_PARALLELISM": "false"})  # the processes share the cores already
-    loader = DataLoader(
-        GuardedReader(rows, stride, shuffle, num_batches),  # pyright: ignore[reportArgumentType] (no items one by one)
-        batch_sampler=StreamBatches(num_batches, rank, num_ranks),  # pyright: ignore[reportArgumentType]
-        collate_fn=StreamCollator(collate),  # pyright: ignore[reportArgumentType]
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-        persistent_workers=args.dataloader_persistent_workers,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        in_order=args.dataloader_in_order,
-        worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-    )
-    return prepare_data_loader(
-        loader,
-        args.device,
-        num_processes=1,  # the reader has shared the rows out
-        process_index=0,
-        put_on_device=True,
-        non_blocking=args.accelerator_config.non_blocking,
-    )
+    reader, batches = GuardedReader(rows, stride, shuffle, num_batches), StreamBatches(num_batches, rank, num_ranks)
+    return rank_loader(reader, batches, StreamCollator(collate), args)
 
 
 def check_settings(args: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate.utils import gather_object
 from torch.utils.data import Subset
@@ -24,6 +24,7 @@ from ..extras.device import device_facts
 from ..extras.env import read_env, set_defaults
 from ..extras.logging import get_logger
 from ..extras.plotting import plot_loss
+from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..model.dtype import choose_dtype, training_flags
 from ..model.loader import load_model, load_tokenizer
 from .batches import size_of
@@ -90,6 +91,39 @@ def run_stage(
     if arguments.training.do_train:
         create_modelcard_and_push(run.trainer, arguments, metrics)
         logger.info(f"Done: {run.trainer.output_dir} holds the result; its README.md says how to load it.")
+
+
+class EntryPoint(Protocol):
+    """Runs one stage with the five argument groups of `get_train_args`."""
+
+    def __call__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        training_args: TrainingArguments,
+        finetuning_args: FinetuningArguments,
+        generating_args: GeneratingArguments,
+        callbacks: Sequence[TrainerCallback] | None = None,
+    ) -> None: ...
+
+
+def entry_point(stage: Stage) -> EntryPoint:
+    """Make the public `run_<stage>` of a stage."""
+
+    def run(
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        training_args: TrainingArguments,
+        finetuning_args: FinetuningArguments,
+        generating_args: GeneratingArguments,
+        callbacks: Sequence[TrainerCallback] | None = None,
+    ) -> None:
+        groups = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
+        run_stage(stage, groups, callbacks)
+
+    run.__name__ = run.__qualname__ = f"run_{stage.name}"
+    run.__doc__ = f"Run {stage.title} with these arguments."
+    return run
 
 
 def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCallback]) -> Run:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ...ops.preference import PREFERENCE_LOSSES
 from ..answers import AnswerCollator
 from ..collation import pair_collator as shared_prompts
@@ -12,7 +11,7 @@ from ..objective import Objective
 from ..reference import make_reference, silence_dropout
 from ..reference_cache import annotate_rows
 from ..stage import RunArguments, Stage, StageContext
-from ..workflow import run_stage
+from ..workflow import entry_point
 from .objective import PreferenceObjective, count_pairs, pair_survey, preference_objective
 
 
@@ -74,15 +73,4 @@ STAGE = Stage(
     plots=("loss", "eval_loss", "rewards/accuracies", "rewards/margins"),
 )
 
-
-def run_dpo(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-    callbacks: "Sequence[TrainerCallback] | None" = None,
-) -> None:
-    """Run preference tuning with these arguments."""
-    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    run_stage(STAGE, arguments, callbacks)
+run_dpo = entry_point(STAGE)

@@ -1,11 +1,10 @@
 """The row of GRPO, and its entry point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..collation import row_collator
 from ..objective import RolloutPlan
 from ..reference import make_reference, silence_dropout
@@ -14,14 +13,14 @@ from ..rollouts.making import make_answer_maker
 from ..rollouts.predictor import reward_predictor
 from ..rollouts.schedule import keep_rows
 from ..rollouts.sources import make_reward_model
-from ..stage import RunArguments, Stage, StageContext
-from ..workflow import run_stage
+from ..stage import Stage, StageContext
+from ..workflow import entry_point
 from .objective import GrpoObjective, count_weight
 from .rollout import GrpoRollout
 
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    pass
 
 CARD_KEYS = (
     "reward_funcs",
@@ -89,15 +88,4 @@ STAGE = Stage(
     plots=("loss", "reward", "answer_length", "entropy"),
 )
 
-
-def run_grpo(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-    callbacks: "Sequence[TrainerCallback] | None" = None,
-) -> None:
-    """Run GRPO with these arguments."""
-    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    run_stage(STAGE, arguments, callbacks)
+run_grpo = entry_point(STAGE)

@@ -1,20 +1,17 @@
 """The row of preference tuning on marked answers, and its entry point."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..answers import answer_collator
 from ..reference import make_reference, silence_dropout
 from ..reference_cache import annotate_rows
-from ..stage import RunArguments, Stage, StageContext
-from ..workflow import run_stage
+from ..stage import Stage, StageContext
+from ..workflow import entry_point
 from .objective import MISMATCHED, DriftSurvey, MarkedCollator, count_rows, marked_objective
 
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import TrainerCallback
 
 
 def marked_collator(context: StageContext) -> MarkedCollator:
@@ -50,15 +47,4 @@ STAGE = Stage(
     plots=("loss", "eval_loss", "rewards/chosen", "rewards/margins"),
 )
 
-
-def run_kto(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-    callbacks: "Sequence[TrainerCallback] | None" = None,
-) -> None:
-    """Run preference tuning on marked answers with these arguments."""
-    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    run_stage(STAGE, arguments, callbacks)
+run_kto = entry_point(STAGE)

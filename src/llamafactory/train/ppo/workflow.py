@@ -1,11 +1,10 @@
 """The row of PPO, and its entry point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..collation import row_collator
 from ..objective import RolloutPlan
 from ..reference import make_reference, silence_dropout
@@ -14,15 +13,15 @@ from ..rollouts.making import make_answer_maker
 from ..rollouts.predictor import reward_predictor
 from ..rollouts.schedule import keep_rows
 from ..rollouts.sources import make_reward_model
-from ..stage import RunArguments, Stage, StageContext
-from ..workflow import run_stage
+from ..stage import Stage, StageContext
+from ..workflow import entry_point
 from .control import KlController
 from .objective import PpoObjective, count_tokens
 from .rollout import PpoRollout, PpoSettings
 
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    pass
 
 CARD_KEYS = (
     "reward_funcs",
@@ -91,15 +90,4 @@ STAGE = Stage(
     head="value",
 )
 
-
-def run_ppo(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-    callbacks: "Sequence[TrainerCallback] | None" = None,
-) -> None:
-    """Run PPO with these arguments."""
-    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    run_stage(STAGE, arguments, callbacks)
+run_ppo = entry_point(STAGE)

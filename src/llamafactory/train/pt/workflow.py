@@ -5,19 +5,17 @@ one stream, cut into blocks of cutoff_len tokens (data/blocks.py); a block is on
 predicts, so a stream of N blocks has N targets fewer than tokens. Without packing each text is a row of its own.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..collation import row_collator
 from ..sft.metric import perplexity
 from ..sft.objective import count_supervised, supervised_objective
-from ..stage import RunArguments, Stage
-from ..workflow import run_stage
+from ..stage import Stage
+from ..workflow import entry_point
 
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    pass
 
 
 STAGE = Stage(
@@ -31,15 +29,4 @@ STAGE = Stage(
     plots=("loss", "eval_loss", "eval_perplexity"),
 )
 
-
-def run_pt(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-    callbacks: "Sequence[TrainerCallback] | None" = None,
-) -> None:
-    """Run pre-training with these arguments."""
-    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    run_stage(STAGE, arguments, callbacks)
+run_pt = entry_point(STAGE)

@@ -1,12 +1,10 @@
 """The row of reward modelling, and its entry point."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..collation import row_collator
-from ..stage import RunArguments, Stage, StageContext
-from ..workflow import run_stage
+from ..stage import Stage, StageContext
+from ..workflow import entry_point
 from .objective import count_pairs, pairwise_objective
 from .padding import separate_padding
 from .predictor import ScorePredictor
@@ -14,7 +12,7 @@ from .scoring import PairCollator, ScoredCollator
 
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    pass
 
 
 def pair_collator(context: StageContext) -> PairCollator:
@@ -35,15 +33,4 @@ STAGE = Stage(
     head="score",
 )
 
-
-def run_rm(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-    callbacks: "Sequence[TrainerCallback] | None" = None,
-) -> None:
-    """Run reward modelling with these arguments."""
-    arguments = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    run_stage(STAGE, arguments, callbacks)
+run_rm = entry_point(STAGE)
