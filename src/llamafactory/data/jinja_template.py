@@ -4,6 +4,9 @@ The text is always the one that the whole conversation renders to. An answer sta
 rendered alone, ends; where a template rewrites history (Qwen 3 drops earlier thoughts), it starts behind the header
 that stands in front of every answer. Its end is found by rendering once more with the answer replaced by a mark: what
 then follows the mark is what follows the answer.
+
+Rendering is most of the work, so an answer is looked for in the text first: where the header, which holds a control
+token that content cannot hold, is followed by the answer as it is, no other rendering is needed to know its bounds.
 """
 
 import json
@@ -19,6 +22,7 @@ from .conversation import RESPONSE_ROLES, Conversation, Message, Role, RowDroppe
 from .encoding import TextEncoder, encoder_of
 from .formatter import Piece, split_calls
 from .jinja_tools import quote
+from .pieces import text_of
 from .rendering import RenderedTurn, Rendering, Template
 from .special_tokens import fill_special_tokens
 from .tools import parse_tools
@@ -51,6 +55,8 @@ class JinjaTemplate(Template):
     """The chat template that the tokenizer brings."""
 
     enable_thinking: bool | None = None  # the template's own default
+    header: str = ""
+    """What stands in front of every answer; empty where that holds no control token."""
 
     def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
         """Render the conversation and cut the text at the bounds of the answers."""
@@ -61,10 +67,8 @@ class JinjaTemplate(Template):
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         num_lead = len(messages)
         messages += [guard.as_dict(message) for message in conversation.messages]
-        variables = {"preserve_thinking": True} if self.preserve_thinking else {}
-        variables |= {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
         is_open = conversation.messages[-1].role not in RESPONSE_ROLES
-        chat = Chat(encoder, guard.as_tools(conversation.tools), variables, is_open)
+        chat = Chat(encoder, guard.as_tools(conversation.tools), self._variables, is_open, self.header)
         chat.check_tools(messages)
 
         text = chat.render(messages, is_open)
@@ -91,9 +95,17 @@ class JinjaTemplate(Template):
                 f"The model's own chat template cannot be cut into answers exactly ({reason}); "
                 "name a template instead, for instance `template: chatml`."
             ) from None
-        answer = "".join(piece.text for piece in rendering.turns[-1].target)
-        tokens = encoder.special_pattern.findall(answer)
-        return replace(self, stop_words=tuple(tokens[-1:]))
+        tokens = encoder.special_pattern.findall(text_of(rendering.turns[-1].target))
+        chat = Chat(encoder, None, self._variables, is_open=True)
+        question = [{"role": "user", "content": PROBE.messages[0].content}]
+        header = chat.find_header(question, chat.render(question, is_prompt=True))
+        is_sure = encoder.special_pattern.search(header) is not None and not encoder.allows_control
+        return replace(self, stop_words=tuple(tokens[-1:]), header=header if is_sure else "")
+
+    @property
+    def _variables(self) -> dict[str, Any]:
+        variables: dict[str, Any] = {"preserve_thinking": True} if self.preserve_thinking else {}
+        return variables | ({} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking})
 
     def with_tool_format(self, tool_format: str) -> Self:
         """Refuse: the model's own template has its own syntax."""
@@ -107,6 +119,7 @@ class Chat(NamedTuple):
     tools: list[dict[str, Any]] | None
     variables: Mapping[str, Any]
     is_open: bool  # the whole conversation ends with a prompt
+    header: str = ""  # see JinjaTemplate
 
     def render(self, messages: Sequence[Mapping[str, Any]], is_prompt: bool) -> str:
         """Render to text; what the template itself refuses is a reason to drop the row."""
@@ -132,6 +145,27 @@ class Chat(NamedTuple):
 
     def find_answer(self, text: str, messages: Sequence[Mapping[str, Any]], index: int, done: int) -> tuple[int, int]:
         """Return where the answer at index starts and where, with its end token, it ends."""
+        start, content_end = self.find_as_is(text, messages[index], done) or self.find_by_mark(
+            text, messages, index, done
+        )
+        end = self.encoder.special_pattern.search(text, content_end)
+        if end is None and index == len(messages) - 1:
+            return start, len(text)
+        return start, end.end() if end else content_end
+
+    def find_as_is(self, text: str, message: Mapping[str, Any], done: int) -> tuple[int, int] | None:
+        """Return the bounds of content that stands unchanged behind the next header; None where it does not.
+
+        White space at its ends could be the template's own as well.
+        """
+        content: str = message["content"]
+        place = text.find(self.header, done) if self.header and content and "tool_calls" not in message else -1
+        start = place + len(self.header)
+        is_found = place >= 0 and content == content.strip() and text.startswith(content, start)
+        return (start, start + len(content)) if is_found else None
+
+    def find_by_mark(self, text: str, messages: Sequence[Mapping[str, Any]], index: int, done: int) -> tuple[int, int]:
+        """Return the bounds of an answer's content, found by rendering the conversation with a mark in its place."""
         mark = {"role": "assistant", "content": MARK}
         marked = self.render([*messages[:index], mark, *messages[index + 1 :]], self.is_open)
         head, _, tail = marked.partition(MARK)
@@ -147,11 +181,7 @@ class Chat(NamedTuple):
                 raise RowDropped("the text before an answer depends on the answer")
         if MARK not in marked or not text.endswith(tail) or not done <= start <= content_end:
             raise RowDropped("the text after an answer depends on the answer")
-
-        end = self.encoder.special_pattern.search(tail)
-        if end is None and index == len(messages) - 1:
-            return start, len(text)
-        return start, content_end + (end.end() if end else 0)
+        return start, content_end
 
     def find_header(self, messages: Sequence[Mapping[str, Any]], prompt: str) -> str:
         """Return the text that `add_generation_prompt` adds to these messages."""
