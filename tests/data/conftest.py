@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspection_tools import Result, Run
 
+from llamafactory import cli
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
@@ -62,5 +64,24 @@ def load(demo_dataset_dir: Path, fresh_tokenizer: Callable[..., Any]) -> Callabl
         training_args = TrainingArguments(output_dir="unused", predict_with_generate=predict, max_steps=max_steps)
         model_args = ModelArguments(model_name_or_path="unused")
         return get_dataset(template, model_args, data_args, training_args, stage="sft", tokenizer=tokenizer)
+
+    return run
+
+
+@pytest.fixture
+def data(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `data` in this process; keywords are keys of the configuration."""
+
+    def run(*words: str, model: Path = tiny_llama_dir, **options: Any) -> Result:
+        options = {"model_name_or_path": str(model), "template": "chatml", "dataset_dir": str(tmp_path)} | options
+        file = tmp_path / "run.yaml"
+        file.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in options.items()), encoding="utf-8")
+        code: object = 0
+        try:
+            cli.main(["data", words[0], str(file), *words[1:]])
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     return run

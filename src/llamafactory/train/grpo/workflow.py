@@ -1,7 +1,6 @@
 """The row of GRPO, and its entry point."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -18,9 +17,6 @@ from ..workflow import entry_point
 from .objective import GrpoObjective, count_weight
 from .rollout import GrpoRollout
 
-
-if TYPE_CHECKING:
-    pass
 
 CARD_KEYS = (
     "reward_funcs",

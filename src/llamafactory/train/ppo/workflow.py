@@ -1,7 +1,6 @@
 """The row of PPO, and its entry point."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,9 +18,6 @@ from .control import KlController
 from .objective import PpoObjective, count_tokens
 from .rollout import PpoRollout, PpoSettings
 
-
-if TYPE_CHECKING:
-    pass
 
 CARD_KEYS = (
     "reward_funcs",

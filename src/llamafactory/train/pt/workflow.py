@@ -5,17 +5,11 @@ one stream, cut into blocks of cutoff_len tokens (data/blocks.py); a block is on
 predicts, so a stream of N blocks has N targets fewer than tokens. Without packing each text is a row of its own.
 """
 
-from typing import TYPE_CHECKING
-
 from ..collation import row_collator
 from ..sft.metric import perplexity
 from ..sft.objective import count_supervised, supervised_objective
 from ..stage import Stage
 from ..workflow import entry_point
-
-
-if TYPE_CHECKING:
-    pass
 
 
 STAGE = Stage(

@@ -1,7 +1,5 @@
 """The row of reward modelling, and its entry point."""
 
-from typing import TYPE_CHECKING
-
 from ..collation import row_collator
 from ..stage import Stage, StageContext
 from ..workflow import entry_point
@@ -9,10 +7,6 @@ from .objective import count_pairs, pairwise_objective
 from .padding import separate_padding
 from .predictor import ScorePredictor
 from .scoring import PairCollator, ScoredCollator
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def pair_collator(context: StageContext) -> PairCollator:

@@ -1,17 +1,11 @@
 """The row of supervised fine-tuning, and its entry point."""
 
-from typing import TYPE_CHECKING
-
 from ..collation import row_collator
 from ..stage import Stage
 from ..workflow import entry_point
 from .metric import perplexity
 from .objective import count_supervised, supervised_helpers, supervised_objective
 from .predictor import answer_predictor, check_prediction
-
-
-if TYPE_CHECKING:
-    pass
 
 
 STAGE = Stage(
