@@ -9,15 +9,17 @@ D size of a query and a key, E size of a value.
 """
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from .attention_blocks import Blocks
 from .attention_case import Documents, Scores
 from .attention_gpu import varlen_attention
+from .attention_native import NativeAttention, native_attention
 
 
 def document_attention(
@@ -25,8 +27,9 @@ def document_attention(
 ) -> Tensor:
     """Return what each token reads, [T, H, E], by the fastest way that covers the case.
 
-    CUDA: a varlen kernel of torch or of flash-attn. CPU in bfloat16 and float32: SDPA forward, and a backward pass
-    in blocks. Else SDPA document by document, and the reference where scores are capped.
+    CUDA: a varlen kernel of torch or of flash-attn. CPU in bfloat16: our own kernel where the processor has what it
+    needs; else, and in float32, SDPA forward and a backward pass in blocks. Other formats: SDPA document by document,
+    and the reference where scores are capped.
     """
     heads = (query_HTD, key_GTD, value_GTE)
     if query_HTD.is_cuda:
@@ -34,8 +37,11 @@ def document_attention(
         if found is not None:
             return found
     elif query_HTD.device.type == "cpu" and query_HTD.dtype in (torch.bfloat16, torch.float32) and not scores.dropout:
-        blocked: Any = BlockedAttention
-        return blocked.apply(*heads, documents.to_list(), scores)
+        bounds = documents.to_list()
+        native = native_attention(query_HTD, value_GTE, bounds, scores)
+        if native is not None:
+            return cast(Any, FusedAttention).apply(*heads, native)
+        return cast(Any, BlockedAttention).apply(*heads, bounds, scores)
     if scores.softcap is not None:
         return reference_attention(*heads, documents, scores)
     return attend_by_document(*heads, documents.to_list(), scores)
@@ -86,6 +92,24 @@ def is_seen(length: int, window: int | None, device: torch.device) -> Tensor:
     """Return [length, length], true where a token (row) sees another one (column)."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return seen if window is None else seen.triu(1 - window)
+
+
+class FusedAttention(torch.autograd.Function):
+    """Attention on a CPU by the library's kernels; one number of each token and head is kept beside the inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, query_HTD: Tensor, key_GTD: Tensor, value_GTE: Tensor, native: NativeAttention) -> Tensor:
+        """Return what each token reads, [T, H, E]."""
+        read_THE, normalisers_HT = native.read(query_HTD, key_GTD, value_GTE)
+        ctx.save_for_backward(query_HTD, key_GTD, value_GTE, normalisers_HT)
+        ctx.native = native
+        return read_THE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THE: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients of query, key and value, given that of the [T, H, E]."""
+        return *ctx.native.gradients(*ctx.saved_tensors, grad_THE), None
 
 
 class BlockedAttention(torch.autograd.Function):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .low_rank import add_grown, correlate, shrink
+
 
 class Projection(NamedTuple):
     """The weights of one linear layer; without `a_RD` and `b_OR` it is an ordinary one."""
@@ -90,14 +92,14 @@ def project(
     x_ND: Tensor, rounded: Rounded, biases: Sequence[Tensor | None]
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Return all projections of x, and x times the stacked A."""
-    xa_NR = None if rounded.a_RD is None else x_ND @ rounded.a_RD.t()
+    xa_NR = None if rounded.a_RD is None else shrink(x_ND, rounded.a_RD)
     outs: list[Tensor] = []
     start = 0
     for weight_OD, b_OR, bias_O in zip(rounded.weights, rounded.bs, biases, strict=True):
         y_NO = x_ND @ weight_OD.t() if bias_O is None else torch.addmm(bias_O.to(x_ND.dtype), x_ND, weight_OD.t())
         if b_OR is not None and xa_NR is not None:
             end = start + b_OR.shape[1]
-            y_NO.addmm_(xa_NR[:, start:end], b_OR.t())
+            add_grown(y_NO, xa_NR[:, start:end], b_OR.t())
             start = end
         outs.append(y_NO)
     return tuple(outs), xa_NR
@@ -105,7 +107,7 @@ def project(
 
 def update_gradients(dys: Sequence[Tensor], rounded: Rounded) -> Tensor | None:
     """Return the gradients of x times the stacked A."""
-    parts = [dy_NO @ b_OR for dy_NO, b_OR in zip(dys, rounded.bs, strict=True) if b_OR is not None]
+    parts = [shrink(dy_NO, b_OR.t()) for dy_NO, b_OR in zip(dys, rounded.bs, strict=True) if b_OR is not None]
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -117,7 +119,7 @@ def input_gradient(dys: Sequence[Tensor], dxa_NR: Tensor | None, rounded: Rounde
     for dy_NO, weight_OD in zip(dys[1:], rounded.weights[1:], strict=True):
         dx_ND.addmm_(dy_NO, weight_OD)
     if dxa_NR is not None and rounded.a_RD is not None:
-        dx_ND.addmm_(dxa_NR, rounded.a_RD)
+        add_grown(dx_ND, dxa_NR, rounded.a_RD)
     return dx_ND
 
 
@@ -135,7 +137,7 @@ def weight_gradients(
     """Return the gradients of all weights, in the order of `flatten`; `needs` says which are wanted."""
     da_RD = None
     if inputs.dxa_NR is not None and any(needs[2::4]):
-        da_RD = inputs.dxa_NR.t() @ inputs.x_ND
+        da_RD = correlate(inputs.dxa_NR, inputs.x_ND)
     grads: list[Tensor | None] = []
     start = 0
     for index, (dy_NO, projection) in enumerate(zip(dys, projections, strict=True)):
@@ -148,7 +150,7 @@ def weight_gradients(
             continue
         end = start + projection.a_RD.shape[0]
         grads.append(da_RD[start:end].to(projection.a_RD.dtype) if wants_a and da_RD is not None else None)
-        db_RO = inputs.xa_NR[:, start:end].t() @ dy_NO if wants_b else None
+        db_RO = correlate(inputs.xa_NR[:, start:end], dy_NO) if wants_b else None
         grads.append(None if db_RO is None else (db_RO.to(projection.b_OR.dtype) * projection.scale).t())
         start = end
     return grads

@@ -1,9 +1,9 @@
-"""The element-wise pieces of elementwise.cpp, built once per machine by its own C++ compiler and called directly.
+"""The C++ files beside this one, built once per machine by its own compiler and called directly.
 
 Eager PyTorch passes over memory once per operation, in float32 and through fresh pages: for bf16 on a CPU that costs
 up to forty times what one pass does. torch.compile makes the same code, for some 20 CPU-seconds of building and 4 in
-every later process; this takes less than one, once. Where there is no compiler `native_kernels` returns None and the
-eager forms in kernels.py serve.
+every later process; these take one or two, once. Where there is no compiler `native_kernels` returns None and the
+eager forms in kernels.py serve; attention_native.py calls attention.cpp.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from ..extras.logging import get_logger
 
 logger = get_logger(__name__)
 
-SOURCE = Path(__file__).with_name("elementwise.cpp")
+FOLDER = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
 BUILD_SECONDS = 120
@@ -102,38 +102,53 @@ def new_rotated(x_BHTE: Tensor, inverse: bool) -> Tensor:
 
 @functools.cache
 def native_kernels() -> NativeKernels | None:
-    """Load the library, building it first where this machine has none; None without a working compiler."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    """Return the functions of elementwise.cpp; None without a working compiler."""
+    library = native_library("elementwise")
+    return None if library is None else NativeKernels(library)
+
+
+@functools.cache
+def native_library(name: str) -> ctypes.CDLL | None:
+    """Load one of the libraries, building it first where this machine has none; None without a working compiler."""
+    compiler = _find_compiler()
     if compiler is None:
-        logger.info("No C++ compiler was found: norms, activations and rotary embedding run as eager PyTorch.")
         return None
-    path = read_env().cache_dir / "native" / f"elementwise-{_fingerprint(compiler)}.so"
+    path = read_env().cache_dir / "native" / f"{name}-{_fingerprint(name, compiler)}.so"
     try:
         if not path.is_file():
-            _build(compiler, path)
-        return NativeKernels(ctypes.CDLL(str(path)))
+            _build(compiler, name, path)
+        return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         text = getattr(error, "stderr", None) or str(error)
-        logger.info("The C++ kernels could not be built, so eager PyTorch serves: %s", text.strip()[:300])
+        logger.info("The C++ kernels %s could not be built, so PyTorch serves: %s", name, text.strip()[:300])
         return None
 
 
-def _build(compiler: str, path: Path) -> None:
+@functools.cache
+def _find_compiler() -> str | None:
+    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if compiler is None:
+        logger.info("No C++ compiler was found: norms, activations, rotations and attention run as eager PyTorch.")
+    return compiler
+
+
+def _build(compiler: str, name: str, path: Path) -> None:
     """Compile into a file of this process and rename it, so that ranks starting together do no harm."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+        command = [compiler, *FLAGS, str(FOLDER / f"{name}.cpp"), "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
         built.replace(path)
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(name: str, compiler: str) -> str:
     """Tell builds apart that must not be mixed: another source, compiler or processor (a shared home has several)."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     traits = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     stamp = Path(compiler).stat()
-    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, f"{stamp.st_size} {stamp.st_mtime_ns}"]
+    sources = [path.read_text(encoding="utf-8") for path in (FOLDER / f"{name}.cpp", *sorted(FOLDER.glob("*.h")))]
+    parts = [*sources, *FLAGS, compiler, f"{stamp.st_size} {stamp.st_mtime_ns}"]
     text = "\n".join([*parts, platform.machine(), *traits])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
