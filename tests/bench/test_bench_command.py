@@ -16,14 +16,16 @@ from llamafactory.extras.errors import UserError
 from llamafactory.launcher import COMMANDS
 
 
-def run(tokens_per_s: float, *, losses: tuple[float, ...] = (2.0, 1.9), peak: float = 900.0) -> dict[str, Any]:
+def run(
+    tokens_per_s: float, *, losses: tuple[float, ...] = (2.0, 1.9), peak: float = 900.0, bf16: bool = True
+) -> dict[str, Any]:
     return {
         "tokens_per_s": tokens_per_s,
         "tokens_seen": 1000,
         "losses": list(losses),
         "grad_norms": [0.5, 0.4],
         "peak_rss_mib": peak,
-        "bf16": True,
+        "bf16": bf16,
     }
 
 
@@ -59,7 +61,9 @@ def test_ratios_are_taken_round_by_round() -> None:
     ("changes", "expected"),
     [
         ({}, [True, True, True]),
-        ({"losses": (2.0, 2.1)}, [True, False, True]),
+        ({"losses": (2.1, 1.9)}, [True, False, True]),
+        ({"losses": (2.0, 2.1)}, [True, True, True]),  # bfloat16 drifts from the second step on
+        ({"losses": (2.0, 1.91), "bf16": False}, [True, True, True]),  # the other side is in bfloat16 still
         ({"peak": 1000.0}, [True, True, False]),
     ],
 )
@@ -70,6 +74,31 @@ def test_other_work_or_more_memory_is_said(changes: dict[str, Any], expected: li
 
     assert [check["is_equal"] for check in checks] == expected
     assert ("NOT EQUAL" in " ".join(map(report.describe_check, checks))) == (not all(expected[:2]))
+
+
+@pytest.mark.parametrize(("losses", "is_equal"), [((2.0, 1.9), True), ((2.0, 1.9005), True), ((2.0, 1.91), False)])
+def test_in_float32_every_step_must_show_the_same_loss(losses: tuple[float, ...], is_equal: bool) -> None:
+    runs = {"reference": [run(100.0, bf16=False)], "ours": [run(300.0, losses=losses, bf16=False)]}
+
+    check = report.ratios(task(), runs)["checks"][1]
+
+    assert check["what"] == "loss of every step"
+    assert check["is_equal"] is is_equal
+    assert "at most 0.10% is rounding" in report.describe_check(check)
+
+
+def test_both_curves_are_drawn() -> None:
+    runs = {name: [run(100.0, losses=(2.0, 1.9, 1.8, shift))] for name, shift in (("reference", 1.7), ("ours", 1.6))}
+    for each in runs.values():
+        each[0]["grad_norms"] = [0.5] * 4
+    shown = result(300.0)
+    shown["tasks"]["t"]["sides"] = {
+        name: {"title": name, "figures": report.summarise(each), "runs": each} for name, each in runs.items()
+    }
+
+    text = report.markdown(shown)
+
+    assert "line [2.0000, 1.9000, 1.8000, 1.7000]\n    line [2.0000, 1.9000, 1.8000, 1.6000]\n```" in text
 
 
 def test_a_missed_goal_is_called_missed() -> None:

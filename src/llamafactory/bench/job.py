@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .tasks import BATCH, CUTOFF_LEN
+from .tasks import BATCH, CUTOFF_LEN, LEARNING_RATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Job:
     cutoff_len: int = CUTOFF_LEN
     batch: int = BATCH
     accumulation: int = 1
+    learning_rate: float = LEARNING_RATE
     steps: int = 1
     """All steps, warm-up included."""
     warmup: int = 0

@@ -10,7 +10,15 @@ from ..extras.version import VERSION
 
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
-VARIABLES = ("OMP_NUM_THREADS", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+VARIABLES = (
+    "GLIBC_TUNABLES",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "OMP_NUM_THREADS",
+    "THP_MEM_ALLOC_ENABLE",
+)
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """What of the processor decides which matrix kernels run."""
 

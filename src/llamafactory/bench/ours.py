@@ -8,7 +8,6 @@ from ..extras.constants import TRAINER_LOG
 from ..extras.garbage import importing
 from .job import Job
 from .rows import train_config
-from .tasks import LEARNING_RATE
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def train(job: Job) -> dict[str, Any]:
     clock = Clock(job)
     config = {
         **train_config(job),
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": job.learning_rate,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
@@ -32,7 +31,7 @@ def train(job: Job) -> dict[str, Any]:
     work = json.loads(Path(job.ids).with_name("work.json").read_text(encoding="utf-8"))
     lines = (Path(job.folder) / "out" / TRAINER_LOG).read_text(encoding="utf-8").splitlines()
     seen = json.loads(lines[-1]).get("total_tokens", 0) + count_shared(job)
-    return {**clock.figures(work["tokens"], work["supervised"]), "tokens_seen": seen, **_formats()}
+    return {**clock.figures(work["tokens"], work["supervised"]), "tokens_seen": seen, **_formats(job)}
 
 
 def count_shared(job: Job) -> int:
@@ -46,9 +45,9 @@ def count_shared(job: Job) -> int:
     return sum(shared_length(part(pair, "chosen_"), part(pair, "rejected_")) for pair in pairs)
 
 
-def _formats() -> dict[str, Any]:
+def _formats(job: Job) -> dict[str, Any]:
     import torch
 
     from ..extras.device import device_facts
 
-    return {"bf16": device_facts().bf16, "num_threads": torch.get_num_threads()}
+    return {"bf16": job.settings.get("bf16", device_facts().bf16), "num_threads": torch.get_num_threads()}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from .clock import Clock
 from .job import Job
-from .tasks import LEARNING_RATE, LORA_RANK
+from .tasks import LORA_RANK
 
 
 SEED = 42
@@ -28,17 +28,17 @@ def train(job: Job) -> dict[str, Any]:
     rows: Any = json.loads(Path(job.ids).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    has_cuda, bf16 = torch.cuda.is_available(), has_bf16()
+    has_cuda, bf16 = torch.cuda.is_available(), wants_bf16(job)
     arguments = TrainingArguments(
         output_dir=str(Path(job.folder) / "out"),
         per_device_train_batch_size=job.batch,
         gradient_accumulation_steps=job.accumulation,
         max_steps=job.steps,
-        learning_rate=LEARNING_RATE,
+        learning_rate=job.learning_rate,
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
         bf16=bf16,
-        activation_checkpointing=job.settings["gradient_checkpointing"],
+        activation_checkpointing=job.settings.get("gradient_checkpointing", False),
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -75,6 +75,11 @@ def load_model(job: Job, bf16: bool) -> Any:
 
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)
+
+
+def wants_bf16(job: Job) -> bool:
+    """Tell whether a job computes in bfloat16: where it is fast, unless the job says float32."""
+    return job.settings.get("bf16") is not False and has_bf16()
 
 
 def has_bf16() -> bool:

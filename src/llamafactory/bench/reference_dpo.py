@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .clock import Clock
 from .job import Job
-from .reference import IGNORED, collate, has_bf16, load_model
-from .tasks import DPO_BETA, LEARNING_RATE
+from .reference import IGNORED, collate, load_model, wants_bf16
+from .tasks import DPO_BETA
 
 
 MAX_GRAD_NORM = 1.0
@@ -27,11 +27,11 @@ def train(job: Job) -> dict[str, Any]:
     """Train for the steps of the job."""
     clock = Clock(job)
     pairs: Any = json.loads(Path(job.ids).read_text(encoding="utf-8"))
-    bf16, device = has_bf16(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16, device = wants_bf16(job), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(job, bf16).to(device).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=job.learning_rate, weight_decay=0.0, fused=True)
     tokens: list[int] = []
     supervised: list[int] = []
     clock.begin()

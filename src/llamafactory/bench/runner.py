@@ -185,13 +185,17 @@ class Bench:
                 "stage": task.stage,
                 "method": task.method,
                 "cutoff_len": task.cutoff_len,
+                "batch": task.batch,
                 "accumulation": task.accumulation,
+                "learning_rate": task.learning_rate,
                 "warmup": self.options.warmup,
             }
         return Job(model=self.options.model, folder=str(folder), **values)
 
 
 def _steps(task: Task, is_packed: bool, options: Options) -> int:
+    if task.has_fixed_steps:
+        return task.steps
     return options.warmup + (options.steps or (task.packed_steps if is_packed else task.steps))
 
 

@@ -17,6 +17,8 @@ from ..model.fused.replacement import replacements
 from ..model.memory import OPTIMIZER_STATES, StepShape, free_memory
 from ..model.model_utils.attention import takes_bounds
 from ..model.model_utils.checkpointing import checkpoint_if_needed
+from ..model.model_utils.compilation import choose_compilation, compile_layers
+from ..model.model_utils.liger import use_liger
 
 
 if TYPE_CHECKING:
@@ -34,6 +36,12 @@ def choose_threads() -> int:
     """Settle torch's threads before anything is computed; an accelerator's host side is left alone."""
     current = torch.get_num_threads()
     return settle_threads(torch.set_num_threads, current) if device_facts().kind == "cpu" else current
+
+
+def settle_liger(model: PreTrainedModel, arguments: "RunArguments") -> None:
+    """Put Liger's kernels onto a model that is trained, where they were asked for and can run."""
+    if arguments.model.enable_liger_kernel or arguments.training.use_liger_kernel:
+        use_liger(model, arguments.training.liger_kernel_config, device_facts().kind)
 
 
 def settle_step(
@@ -58,6 +66,7 @@ def settle_step(
         "rows padded" if size.pads else "no padding",
         torch.get_num_threads(),
     )
+    _settle_compilation(model, arguments, rows)
 
 
 def most_tokens(rows: Any, size: BatchSize, arguments: "RunArguments") -> int:
@@ -73,6 +82,31 @@ def most_tokens(rows: Any, size: BatchSize, arguments: "RunArguments") -> int:
         return int(sum(sorted(total.tolist(), reverse=True)[: size.num_rows]))
     longest = arguments.data.cutoff_len
     return max(size.max_tokens or 0, size.num_rows * longest)
+
+
+def _settle_compilation(model: PreTrainedModel, arguments: "RunArguments", rows: Any) -> None:
+    """Compile the layers where that was asked for or repays; nothing is said where neither is so."""
+    asked = arguments.model.compile_layers
+    is_steady = arguments.finetuning.stage not in ("ppo", "grpo") and not arguments.training.predict_with_generate
+    num_tokens = tokens_of_run(rows, arguments) // max(read_env().world_size, 1)
+    choice = choose_compilation(model, asked, device_facts().kind, num_tokens, is_steady=is_steady)
+    if choice.is_on:
+        number = compile_layers(model)
+        logger.info("Compiling: %s decoder layers (%s); the first steps take longer.", number, choice.reason)
+    elif asked:
+        logger.warning("compile_layers: true is not followed, the layers run as they are: %s.", choice.reason)
+
+
+def tokens_of_run(rows: Any, arguments: "RunArguments") -> int:
+    """Return about how many tokens a run learns from; those of a stream have no known number."""
+    training = arguments.training
+    if rows is None or isinstance(rows, StreamRows) or not len(rows):
+        return 0
+    total = int(sequence_lengths(rows).total.sum())
+    if training.max_steps > 0:
+        rows_a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return int(total / len(rows) * rows_a_step * training.max_steps * max(read_env().world_size, 1))
+    return int(total * training.num_train_epochs)
 
 
 def _choose_checkpointing(

@@ -37,8 +37,10 @@ class FusedNorm(Replacement):
 
 def norm_eps(module: nn.Module) -> float | None:
     """Return the epsilon of what looks like an RMS norm: one vector of weights, one number, one input."""
+    if not type(module).__name__.endswith("RMSNorm"):
+        return None
     parameters = dict(module.named_parameters())
-    if not type(module).__name__.endswith("RMSNorm") or set(parameters) != {"weight"} or list(module.buffers()):
+    if set(parameters) != {"weight"} or list(module.buffers()):
         return None
     names = list(inspect.signature(type(module).forward).parameters)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))

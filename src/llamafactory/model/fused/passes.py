@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...extras.logging import get_logger
+from ..model_utils.threads import few_threads
 from ..request import LoadRequest
 from .blocks import (
     SIBLING_NAMES,
@@ -70,7 +71,9 @@ def fuse_modules(model: PreTrainedModel, request: LoadRequest) -> PreTrainedMode
     """Put faster forms onto a training model's modules, unless `fused_modules` is off."""
     if not request.is_trainable or not request.model_args.fused_modules:
         return model
-    logger.info("%s", fuse_parts(model))
+    with few_threads(model):
+        tally = fuse_parts(model)
+    logger.info("%s", tally)
     return model
 
 

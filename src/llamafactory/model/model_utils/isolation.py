@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ...data.batch import sequence_bounds
 from ...extras.errors import UserError
 from .attention import takes_bounds
-from .wrapping import unwrapped
+from .threads import few_threads
+from .wrapping import has_virtual_tokens, unwrapped
 
 
 LENGTH = 8  # tokens of each document
@@ -36,6 +37,8 @@ def require_isolation(model: nn.Module) -> None:
 def find_leak(model: nn.Module) -> str | None:
     """Return the sentence that says why documents cannot share a row in this model; None where they can."""
     base = unwrapped(model)
+    if has_virtual_tokens(model):
+        return "Virtual tokens stand before every row, and documents in one row would share them"
     if "position_ids" not in inspect.signature(base.forward).parameters:
         reason = "it takes no position_ids"
     else:
@@ -60,22 +63,23 @@ def accepts_bounds(model: nn.Module) -> bool:
 def measure_leak(model: nn.Module) -> float:
     """Return how far a document moves the next one, as a share of what it does without bounds.
 
-    The next document must neither follow the tokens before it nor differ from itself in a row of its own.
+    The next document must neither follow the tokens before it nor differ from itself in a row of its own. A row holds
+    [first, second, first and second as one document], so two rows and the lone document tell all.
     """
     first, other, second = make_documents(model)
-    restarted = torch.arange(LENGTH, device=first.device).repeat(2)
-    running = torch.arange(2 * LENGTH, device=first.device)
+    restarted = torch.arange(LENGTH, device=first.device)
+    positions = torch.cat([restarted, restarted, torch.arange(2 * LENGTH, device=first.device)])
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            packed = states_behind(model, torch.cat([first, second]), restarted)
-            moved = states_behind(model, torch.cat([other, second]), restarted)
-            alone = states_behind(model, second, restarted[:LENGTH])
-            joined = states_behind(model, torch.cat([first, second]), running)
-            joined_moved = states_behind(model, torch.cat([other, second]), running)
+        with torch.no_grad(), few_threads(model):
+            row = states_behind(model, torch.cat([first, second, first, second]), positions)
+            moved_row = states_behind(model, torch.cat([other, second, other, second]), positions)
+            alone = states_behind(model, second, restarted)
     finally:
         model.train(was_training)
+    packed, moved = row[LENGTH : 2 * LENGTH], moved_row[LENGTH : 2 * LENGTH]
+    joined, joined_moved = row[-LENGTH:], moved_row[-LENGTH:]
     # Equal shapes are rounded alike, so one moved token tells (a short convolution reaches no further). A row of
     # another length is not: there the middle token decides, lest one expert that rounding switches refuses a model.
     leak = torch.maximum(distances(packed, moved).max(), distances(packed, alone).median())
@@ -92,7 +96,7 @@ def make_documents(model: nn.Module) -> Tensor:
 
 
 def states_behind(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
-    """Return what the model makes of the last LENGTH tokens, computed as in training: states before the head.
+    """Return what the model makes of each token, computed as in training: states before the head, [tokens, width].
 
     The whole model is called, as it is wrapped; a head may look at some tokens only (a score per sequence does).
     """
@@ -103,13 +107,13 @@ def states_behind(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
     if gets_bounds(model):
         inputs |= sequence_bounds(inputs["position_ids"])
     if not isinstance(decoder, nn.Module) or decoder is base:
-        return model(**inputs, use_cache=False).logits[0, -LENGTH:].float()
+        return model(**inputs, use_cache=False).logits[0].float()
     hook = decoder.register_forward_hook(lambda module, args, output: states.append(output[0]))
     try:
         model(**inputs, use_cache=False)
     finally:
         hook.remove()
-    return states[0][0, -LENGTH:].float()
+    return states[0][0].float()
 
 
 def tolerated(model: nn.Module) -> float:
