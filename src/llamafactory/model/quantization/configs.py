@@ -1,0 +1,57 @@
+"""The quantization configs of transformers, made from our arguments."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import BitsAndBytesConfig, EetqConfig, FineGrainedFP8Config, TorchAoConfig
+from transformers.utils.quantization_config import Mxfp4Config
+
+from ...extras.packages import require
+
+
+if TYPE_CHECKING:
+    from .choosing import QuantizerRequest
+
+WHOLE = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+GROUP = 32
+"""Weights that share a scale in torchao's 4 bits; it divides the widths of every model in use."""
+
+
+def bnb_config(request: "QuantizerRequest") -> Any:
+    """8 bits with vectors of scales (arXiv 2208.07339), or 4 bits of QLoRA (arXiv 2305.14314)."""
+    if request.stored:
+        return None
+    if request.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=request.kind,
+        bnb_4bit_use_double_quant=request.is_double,
+        bnb_4bit_compute_dtype=request.compute_dtype,
+    )
+
+
+def torchao_config(request: "QuantizerRequest") -> Any:
+    """Whole-number weights with a scale per row (8 bits) or per group (4 bits)."""
+    if request.stored:
+        return None
+    torch: Any = require("torch", "torch", "torchao")
+    ao: Any = require("torchao.quantization", "ao", "torchao")
+    if request.bits == 8:
+        return TorchAoConfig(ao.Int8WeightOnlyConfig())
+    granularity = ao.granularity.PerGroup(GROUP)
+    return TorchAoConfig(ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity))
+
+
+def eetq_config(request: "QuantizerRequest") -> Any:
+    """8-bit weights for NVIDIA cards."""
+    return None if request.stored else EetqConfig("int8")
+
+
+def stored_config(request: "QuantizerRequest") -> Any:
+    """Leave everything to what the checkpoint says about itself."""
+    return None
+
+
+def whole_config(request: "QuantizerRequest") -> Any:
+    """Turn the weights into plain ones while loading: training and merging need them."""
+    return WHOLE[str(request.stored["quant_method"])](dequantize=True)

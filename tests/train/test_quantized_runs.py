@@ -1,0 +1,217 @@
+"""Training on weights in few bits: train, save, resume, talk, export the 16-bit merge. Needs bitsandbytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+
+BITS = {
+    "4": {"quantization_bit": 4},
+    "4-fp4": {"quantization_bit": 4, "quantization_type": "fp4", "double_quantization": False},
+    "8": {"quantization_bit": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def wide_llama_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """Wide enough for blocks of 64 weights, with an output layer of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("wide_llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def keys(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 4,
+        "dataset": "tiny_alpaca",
+        "dataset_dir": str(data),
+        "cutoff_len": 96,
+        "output_dir": str(output),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "max_steps": 6,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        **changes,
+    }
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_n36_n40_train_resume_talk_and_export(
+    name: str, wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    from llamafactory.chat import ChatModel
+    from llamafactory.train.tuner import export_model, run_exp
+
+    quantized = BITS[name]
+    run_exp(keys(wide_llama_dir, demo_dataset_dir, tmp_path / "whole", **quantized))
+    told = losses(tmp_path / "whole")
+    assert told[-1] < told[0]
+
+    checkpoint = str(tmp_path / "whole" / "checkpoint-3")
+    again = keys(wide_llama_dir, demo_dataset_dir, tmp_path / "again", **quantized)
+    run_exp({**again, "resume_from_checkpoint": checkpoint})
+    whole = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    resumed = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+    loading = {
+        "model_name_or_path": str(wide_llama_dir),
+        "adapter_name_or_path": str(tmp_path / "whole"),
+        "finetuning_type": "lora",
+    }
+    chat = ChatModel({**loading, **quantized, "max_new_tokens": 3})
+    assert chat.chat([{"role": "user", "content": "Count to two."}])
+
+    export_model({**loading, **quantized, "export_dir": str(tmp_path / "merged"), "infer_dtype": "float32"})
+    assert_is_merge_of_the_plain_base(tmp_path / "merged", wide_llama_dir, whole)
+
+
+def assert_is_merge_of_the_plain_base(merged: Path, base: Path, adapter: dict[str, torch.Tensor]) -> None:
+    """Every adapted weight is W + 2 B A over the unpacked base, the others are the base's."""
+    out, plain = load_file(merged / "model.safetensors"), load_file(base / "model.safetensors")
+    num_adapted = 0
+    for name, weight in plain.items():
+        a = adapter.get(f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight")
+        if a is None:
+            assert torch.equal(out[name], weight), name
+            continue
+        num_adapted += 1
+        b = adapter[f"base_model.model.{name.removesuffix('.weight')}.lora_B.weight"]
+        torch.testing.assert_close(out[name], weight + 2 * b @ a, rtol=1e-5, atol=1e-6)
+    assert num_adapted == 14
+
+
+def test_fused_modules_leave_packed_layers_alone(wide_llama_dir: Path) -> None:
+    model = load(wide_llama_dir, quantization_bit=4)
+    from llamafactory.model.fused.linear import FusedLinear
+    from llamafactory.model.fused.replacement import replacements
+
+    kinds = {type(item) for item in replacements(model)}
+    assert FusedLinear not in kinds
+    assert kinds  # norms and rotations are still replaced
+
+
+def gradients(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_n37_an_evaluation_leaves_the_gradients_as_they_were(bits: int, wide_llama_dir: Path) -> None:
+    model = load(wide_llama_dir, quantization_bit=bits)
+    ids = torch.arange(3, 35)[None]
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    before = gradients(model, ids)
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    after = gradients(model, ids)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(bool(grad.any()) for grad in before.values())
+
+
+def test_n37_gradients_are_those_of_the_unpacked_weights(wide_llama_dir: Path) -> None:
+    """4-bit weights written out in full give the same gradients through the same adapter."""
+    packed = load(wide_llama_dir, quantization_bit=4, fused_modules=False)
+    ids = torch.arange(3, 35)[None]
+    for name, weight in packed.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    plain = load(wide_llama_dir, fused_modules=False)
+    full = dict(plain.named_parameters())
+    for name, weight in packed.named_parameters():
+        state = getattr(weight, "quant_state", None)
+        value = weight if state is None else bitsandbytes.functional.dequantize_4bit(weight.data, state)
+        full[name].data = value.detach().clone()
+    ours, theirs = gradients(packed, ids), gradients(plain, ids)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6)
+
+
+def test_parameters_are_counted_as_weights_not_as_bytes(wide_llama_dir: Path) -> None:
+    from llamafactory.model.model_utils.parameters import count_parameters
+
+    plain, packed = load(wide_llama_dir), load(wide_llama_dir, quantization_bit=4)
+    assert count_parameters(packed) == count_parameters(plain)
+
+
+def test_quantized_weights_do_not_train_themselves(wide_llama_dir: Path, tmp_path: Path) -> None:
+    """A checkpoint that is packed already says so when it is loaded; the rules cannot know."""
+    from llamafactory.extras.errors import UserError
+
+    load(wide_llama_dir, quantization_bit=4, is_trainable=False).save_pretrained(tmp_path)
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(wide_llama_dir).save_pretrained(tmp_path)
+    assert load(tmp_path).is_quantized
+    with pytest.raises(UserError, match="finetuning_type full cannot train; use lora"):
+        load(tmp_path, finetuning_type="full")
+    with pytest.raises(UserError, match="quantized already"):
+        load(tmp_path, quantization_bit=4)
+
+
+def load(folder: Path, **changes: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    from llamafactory.hparams import FinetuningArguments, ModelArguments
+    from llamafactory.model import load_model
+    from llamafactory.model.dtype import DtypeChoice
+
+    whole = DtypeChoice(frozen=torch.float32, trainable=torch.float32, autocast=None, reason="tests")
+    method, is_trainable = changes.pop("finetuning_type", "lora"), changes.pop("is_trainable", True)
+    args = ModelArguments(model_name_or_path=str(folder), **changes)
+    finetuning = FinetuningArguments(finetuning_type=method, lora_rank=4)
+    return load_model(AutoTokenizer.from_pretrained(folder), args, finetuning, is_trainable=is_trainable, dtype=whole)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_reference_of_dpo_may_be_packed(
+    method: str, wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    from llamafactory.train.tuner import run_exp
+
+    changes = {"stage": "dpo", "dataset": "tiny_pairs", "finetuning_type": method, "learning_rate": 1e-3}
+    config = keys(wide_llama_dir, demo_dataset_dir, tmp_path, **changes)
+    run_exp({**config, "ref_model": str(wide_llama_dir), "ref_model_quantization_bit": 4})
+    assert 0.4 < losses(tmp_path)[0] < 1.0
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
