@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/arguments.md, and the results in docs/performance.md.
+"""Write the generated pages: arguments.md, tuning.md and support.md in docs/, and the results in docs/performance.md.
 
 With --check, only say which of them is stale.
 """
@@ -10,17 +10,26 @@ from pathlib import Path
 
 from llamafactory.bench.report import markdown
 from llamafactory.hparams.reference import render_reference
+from llamafactory.hparams.support_page import render_support
+from llamafactory.hparams.tuning_page import render_tuning
 
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = ROOT / "docs" / "arguments.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
+TUNING = ROOT / "docs" / "tuning.md"
+SUPPORT = ROOT / "docs" / "support.md"
 RESULTS = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def main(args: list[str]) -> int:
     """Return 0, or 1 when --check finds a page stale."""
-    pages = {ARGUMENTS: render_reference(), PERFORMANCE: render_performance(PERFORMANCE.read_text(encoding="utf-8"))}
+    pages = {
+        ARGUMENTS: render_reference(),
+        TUNING: render_tuning(),
+        SUPPORT: render_support(),
+        PERFORMANCE: render_performance(PERFORMANCE.read_text(encoding="utf-8")),
+    }
     stale = [page for page, text in pages.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]
     for page in stale:
         if "--check" in args:

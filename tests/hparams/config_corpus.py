@@ -9,6 +9,7 @@ from llamafactory.hparams.schema import Param, Shape
 REQUIRED: dict[str, dict[str, Any]] = {
     "train": {"model_name_or_path": "some/model", "output_dir": "saves/run"},
     "chat": {"model_name_or_path": "some/model"},
+    "api": {"model_name_or_path": "some/model"},
     "export": {"model_name_or_path": "some/model", "export_dir": "merged"},
     "eval": {"model_name_or_path": "some/model", "task": "mmlu_test"},
 }

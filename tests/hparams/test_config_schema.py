@@ -18,6 +18,7 @@ from llamafactory.extras.errors import UserError
 from llamafactory.hparams.commands import show_config, show_schema
 from llamafactory.hparams.json_schema import build_schema
 from llamafactory.hparams.legacy import RULES, load_legacy
+from llamafactory.hparams.optimizers import OPTIMIZERS
 from llamafactory.hparams.reference import render_reference
 from llamafactory.hparams.schema import COMMAND_CLASSES, list_params
 from llamafactory.hparams.tables import load_table
@@ -134,7 +135,7 @@ def test_the_json_schema_knows_old_keys_and_yaml_words() -> None:
     for old in (*legacy.rename, *legacy.ignored, *RULES):
         assert schema["properties"][old]["deprecated"] is True
     assert schema["properties"]["hf_hub_token"]["writeOnly"] is True
-    assert "Not in this version yet" in schema["properties"]["use_galore"]["description"]
+    assert "Not in this version yet" in schema["properties"]["use_mca"]["description"]
 
 
 def test_the_commands_print_what_they_promise(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +149,7 @@ def test_the_commands_print_what_they_promise(capsys: pytest.CaptureFixture[str]
         show_schema(["trian"])
 
 
-@pytest.mark.parametrize("command", ["train", "chat", "export"])
+@pytest.mark.parametrize("command", ["train", "chat", "api", "export"])
 def test_help_is_short_grouped_and_complete(command: str) -> None:
     overview = format_help(command)
     assert len(overview.splitlines()) < 120
@@ -199,6 +200,7 @@ def test_every_key_is_read_somewhere_or_declared_pending() -> None:
     sources = [file for file in package.rglob("*.py") if "hparams" not in file.relative_to(package).parts]
     words = set(re.findall(r"\w+", "".join(file.read_text(encoding="utf-8") for file in sources)))
     words |= set(re.findall(r"view\.(\w+)", (package / "hparams" / "resolve.py").read_text(encoding="utf-8")))
+    words |= {key for row in OPTIMIZERS.values() for key in (row.switch, row.layerwise)}
     pending = load_table("pending.toml")
     needs = load_table("needs.toml")["needs"]
 

@@ -1,19 +1,16 @@
 """Preference tuning on pairs: rows N1, N8, N25, N26 and N30 of the correctness list."""
 
 import math
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from test_interrupt import SignalAt
 from tiny_pairs import dpo_parts, expected_logps, make_pairs, policy_and_reference, shift_weights
 from tiny_trainer import losses, trained_weights
 from torch.testing import assert_close
 
 from llamafactory.ops.preference import PREFERENCE_LOSSES
-from llamafactory.train.callbacks.interrupt import Interrupt, InterruptCallback, TrainingInterruptedError
 from llamafactory.train.objective import Models
 
 
@@ -182,25 +179,3 @@ def test_the_baseline_of_bco_is_the_mean_reward_of_earlier_steps(make_model: Cal
     assert float(baseline.mean(torch.zeros(()))) == pytest.approx(float(logged.mean()), abs=1e-6)
     saved = baseline.state()["attributes"]["total"]
     assert saved[1] == 24
-
-
-def test_a_signal_leaves_a_checkpoint_that_goes_on_to_the_same_end(
-    make_model: Callable[..., Any], make_trainer: Any, tmp_path: Any
-):
-    def prepare(**more: Any) -> Any:
-        model, _ = policy_and_reference(make_model, "lora")
-        arguments = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-        return make_trainer(model, make_pairs(12), parts=dpo_parts(model, pref_loss="bco_pair"), **arguments, **more)
-
-    whole = prepare(output_dir=str(tmp_path / "whole"))
-    whole.train()
-    interrupt = Interrupt()
-    stopped = prepare(callbacks=[InterruptCallback(interrupt), SignalAt(signal.SIGTERM, 2)])
-    stopped.interrupt = interrupt
-    with pytest.raises(TrainingInterruptedError), interrupt:
-        stopped.train()
-    resumed = prepare()
-    resumed.train(resume_from_checkpoint=str(make_trainer.output_dir / "checkpoint-3"))
-
-    assert torch.equal(trained_weights(resumed.model), trained_weights(whole.model))
-    assert losses(resumed, "rewards/margins") == losses(whole, "rewards/margins")

@@ -10,6 +10,7 @@ from rollout_runs import rollout_keys, run, stop_after
 from torch.testing import assert_close
 
 from llamafactory.data.collator import FlatCollator, PaddingCollator
+from llamafactory.extras.errors import UserError
 from llamafactory.model.readout import enable_readout
 from llamafactory.train.grpo.objective import (
     ADVANTAGES,
@@ -132,6 +133,12 @@ def test_n35_groups_of_equal_rewards_change_nothing(keys: dict[str, Any], tmp_pa
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
     assert [entry["equal_groups"] for entry in log] == [1.0] * 4
     assert [entry["loss"] for entry in log] == [0.0] * 4
+
+
+@pytest.mark.parametrize("changes", [{"do_sample": False}, {"temperature": 0.0}])
+def test_n35_answers_that_cannot_differ_are_refused(keys: dict[str, Any], changes: dict[str, Any]):
+    with pytest.raises(UserError, match="writes the same one each time"):
+        run({**keys, **changes})
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

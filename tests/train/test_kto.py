@@ -1,5 +1,6 @@
 """Preference tuning on marked answers: rows N1, N31 and N32 of the correctness list."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -147,3 +148,19 @@ def test_metrics_are_means_over_good_and_over_bad_rows(make_model: Callable[...,
     known = {f"eval_{kind}/{side}" for kind in ("logps", "logits") for side in ("chosen", "rejected")}
     assert known | {"eval_kl", "eval_loss"} <= metrics.keys()
     assert not [name for name in metrics if not name.startswith("eval_") and name != "epoch"]
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_metrics_of_a_side_without_rows_are_left_out(make_model: Callable[..., Any], make_trainer: Any, mark: bool):
+    rows = make_marked(6)
+    for row in rows.rows:
+        row["kto_tags"] = mark
+    model, reference = policy_and_reference(make_model, "full")
+    trainer = make_trainer(model, rows, parts=kto_parts(model, reference), eval_rows=rows)
+    trainer.train()
+
+    side, other = ("chosen", "rejected") if mark else ("rejected", "chosen")
+    for metrics, prefix in ((trainer.state.log_history[0], ""), (trainer.evaluate(), "eval_")):
+        assert {f"{prefix}{kind}/{side}" for kind in ("rewards", "logps", "logits")} <= metrics.keys()
+        assert not [name for name in metrics if name.endswith((f"/{other}", "/margins"))]
+        assert all(math.isfinite(value) for value in metrics.values())

@@ -65,3 +65,11 @@ def test_a_base_that_transformers_cannot_load_is_loaded_through_llamafactory(tmp
     _, body = card(tmp_path, model_name_or_path="pypi://some-wheel")
     assert "llamafactory-cli export model_name_or_path=pypi://some-wheel adapter_name_or_path=my-adapter" in body
     assert "from_pretrained" not in body
+
+
+def test_what_differs_from_the_usual_is_told_too(tmp_path: Path):
+    _, plain = card(tmp_path)
+    _, body = card(tmp_path, neftune_noise_alpha=5, use_dft_loss=True, packing=True)
+    for name in ("neftune_noise_alpha", "use_dft_loss", "packing"):
+        assert f"| {name} | " in body
+        assert f"| {name} | " not in plain

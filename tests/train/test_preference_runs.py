@@ -1,4 +1,4 @@
-"""The stages dpo and kto from a configuration to the folder it leaves; N40 and the cache of reference words."""
+"""The stages dpo and kto from a configuration to the folder it leaves; references and the cache of their words."""
 
 import json
 from pathlib import Path
@@ -50,40 +50,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def assert_equal(left: Path, right: Path) -> None:
-    one, other = weights(left), weights(right)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 def logged(folder: Path, name: str) -> list[float]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry[name] for entry in history if name in entry]
 
 
-@pytest.mark.parametrize(("stage", "method"), [("dpo", "lora"), ("dpo", "full"), ("kto", "lora"), ("kto", "full")])
-def test_n40_a_run_leaves_its_files_and_a_resumed_one_is_equal(
-    keys: dict[str, Any], tmp_path: Path, stage: str, method: str
-):
-    keys |= stage_keys(stage, method)
-    if stage == "dpo":
-        keys |= {"pref_bco_weight": 0.5}  # its running mean has to come back too
-    run_exp({**keys, "val_size": 4, "do_eval": True, "plot_loss": True})
-    out = tmp_path / "out"
-    run_exp({**keys, "val_size": 4, "output_dir": str(tmp_path / "half"), "max_steps": 2})
-    (tmp_path / "half" / "train_results.json").unlink()
-    run_exp({**keys, "val_size": 4, "output_dir": str(tmp_path / "half")})
-
-    assert_equal(out, tmp_path / "half")
-    assert logged(out, "loss") == logged(tmp_path / "half", "loss")
-    assert {"training_loss.png", "README.md", "trainer_log.jsonl"} <= {path.name for path in out.iterdir()}
-    results = json.loads((out / "eval_results.json").read_text())
+def test_a_run_tells_what_users_look_for(keys: dict[str, Any], tmp_path: Path):
+    run_exp({**keys, **stage_keys("dpo", "lora"), "val_size": 4, "do_eval": True})
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert {"eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"} <= results.keys()
-    line = json.loads((out / "trainer_log.jsonl").read_text().splitlines()[0])
+    line = json.loads((tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()[0])
     assert 0 <= line["accuracy"] <= 1
-    card = (out / "README.md").read_text()
-    assert "preference tuning" in card
-    assert "pref_beta" in card
 
 
 @pytest.mark.parametrize(("stage", "method"), [("dpo", "lora"), ("dpo", "full"), ("kto", "lora")])

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from llamafactory.model.readout import enable_readout
 from llamafactory.train.answers import answer_log_probs, reference_sums
+from llamafactory.train.callbacks.neftune import EmbeddingNoise
 from llamafactory.train.objective import Models
 from llamafactory.train.reference import REFERENCE, keep_adapter, measuring, reference_of
 
@@ -49,7 +50,7 @@ def test_n27_the_reference_stays_where_training_began(make_model: Callable[..., 
     parts = dpo_parts(model)
     batch = parts.collate(rows)
     before = sums(base.eval(), batch)
-    trainer = make_trainer(model, rows, parts=parts, neftune_noise_alpha=5, num_train_epochs=2)
+    trainer = make_trainer(model, rows, parts=parts, callbacks=[EmbeddingNoise(5)], num_train_epochs=2)
     trainer.train()
 
     model.train()

@@ -14,7 +14,7 @@ from model_making import FLOAT32, model_args, save_adapter, tuning
 from safetensors.torch import load_file, save_file
 from tiny_trainer import losses, trained_weights
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from llamafactory.data.collator import FlatCollator, PaddingCollator
 from llamafactory.extras.errors import UserError
@@ -334,6 +334,33 @@ def test_a_reward_model_is_exported_as_one_that_plain_transformers_loads(
     ids = torch.arange(3, 30)[None]
     assert_close(exported(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=0, atol=2e-2)
     assert "AutoModelForSequenceClassification" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_the_score_of_a_value_head_file_is_exported_with_stage_rm_and_told_of_without(
+    tiny_llama_dir: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+):
+    if kind == "adapter":
+        folder = save_adapter(tiny_llama_dir, tmp_path / "source")
+        keys = {"model_name_or_path": str(tiny_llama_dir), "adapter_name_or_path": str(folder), "template": "chatml"}
+    else:
+        folder = Path(shutil.copytree(tiny_llama_dir, tmp_path / "source"))
+        keys = {"model_name_or_path": str(folder), "template": "chatml"}
+    with pytest.raises(UserError, match="has neither a score layer nor a value head file"):
+        export_model({**keys, "stage": "rm", "export_dir": str(tmp_path / "nothing")})
+    weight = value_head_file(folder, 32, "safetensors")
+    export_model({**keys, "export_dir": str(tmp_path / "words")})
+    assert "to export it as a reward model, with its score, set stage: rm" in caplog.text
+    assert AutoConfig.from_pretrained(tmp_path / "words").architectures == ["LlamaForCausalLM"]
+
+    export_model({**keys, "stage": "rm", "infer_dtype": "float32", "export_dir": str(tmp_path / "reward")})
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "words", dtype=torch.float32).eval()
+    assert scorer.config.num_labels == 1
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        expected = plain.model(input_ids=ids).last_hidden_state[0, -1] @ weight[0]
+        assert_close(scorer(input_ids=ids).logits[0, 0], expected, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

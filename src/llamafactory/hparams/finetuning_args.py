@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Interval
 
 from .backends_args import BackendArguments
-from .kinds import Arguments, Count, Names, Natural, NonNegative, PartShare, PluginName, Positive, Secret
+from .kinds import Arguments, Count, Names, Natural, NonNegative, PartShare, PluginName, Positive, Secret, Steps
 from .optimizer_args import ApolloArguments, BadamArguments, GaloreArguments
 from .plugin_args import PluginArguments
 from .rollout_args import GrpoArguments, PpoArguments, RewardArguments
@@ -18,8 +18,21 @@ class MethodArguments(Arguments):
 
     stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto", "grpo"] | PluginName = "sft"
     """What is learned: plain text, answers, a reward, preferences (dpo, kto), or from rewarded tries (ppo, grpo)."""
-    finetuning_type: Literal["lora", "oft", "freeze", "full"] = "lora"
-    """What is trained: small adapters (lora, oft), some layers (freeze), or all weights (full)."""
+    finetuning_type: Literal[
+        "lora",
+        "oft",
+        "freeze",
+        "full",
+        "adalora",
+        "vera",
+        "loha",
+        "lokr",
+        "ia3",
+        "prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+    ] = "lora"
+    """What is trained: all weights (full), some layers (freeze), virtual tokens (last three), or small adapters."""
     pure_bf16: bool = False
     """Holds weights and optimizer in bfloat16 only: half the memory, coarser updates."""
     use_llama_pro: bool = False
@@ -81,7 +94,11 @@ class LoraArguments(Arguments):
     lora_rank: Count = 8
     """Width of the update matrices; memory and capacity grow with it."""
     lora_target: Names = ("all",)
-    """Layers that get an adapter; `all` is every linear layer except the output."""
+    """Layers that get an adapter; `all` is every linear layer except the output, and all experts of a mixture."""
+    lora_router: bool = False
+    """Lets `all` adapt the routers of a mixture of experts too."""
+    lora_init: Literal["default", "gaussian", "orthogonal", "olora", "eva"] = "default"
+    """What LoRA starts from: noise of one kind or another, the weights (olora), or the data (eva)."""
     loraplus_lr_ratio: Positive | None = None
     """How much faster the second matrix learns than the first (LoRA+)."""
     loraplus_lr_embedding: Positive = 1e-6
@@ -95,7 +112,7 @@ class LoraArguments(Arguments):
     pissa_iter: Annotated[int, Ge(-1)] = 16
     """Iterations of the fast decomposition for `pissa_init`; -1 is exact and slow."""
     pissa_convert: bool = False
-    """Also saves the PiSSA result as an ordinary adapter for the original weights."""
+    """Kept for older files: a PiSSA result is always saved as an ordinary adapter for the original weights."""
     create_new_adapter: bool = False
     """Merges the given adapters and starts a fresh one on top."""
 
@@ -112,6 +129,36 @@ class OftArguments(Arguments):
     """Size of each rotation block; 0 lets `oft_rank` decide."""
     oft_target: Names = ("all",)
     """Layers that get an adapter; `all` is every linear layer except the output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaloraArguments(Arguments):
+    """AdaLoRA: a rank that moves between layers; `lora_rank` is the mean in the end."""
+
+    adalora_init_rank: Count | None = None
+    """Rank that every layer starts from; unset takes one and a half times `lora_rank`."""
+    adalora_start: Steps = 0.1
+    """Steps with all directions at the beginning, or a share of the run below 1."""
+    adalora_end: Steps = 0.3
+    """Steps at the end in which the ranks stay as they are, or a share of the run below 1."""
+    adalora_interval: Count = 1
+    """Steps between two cuts."""
+    adalora_orth_weight: NonNegative = 0.5
+    """How strongly the directions are held orthogonal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptArguments(Arguments):
+    """Virtual tokens: prompt tuning, p-tuning and prefix tuning."""
+
+    num_virtual_tokens: Count = 20
+    """Trained vectors before every text; each takes the room of a token."""
+    prompt_init_text: str | None = None
+    """Text whose embeddings prompt tuning starts from; unset draws words at random."""
+    prompt_encoder_size: Count | None = None
+    """Width of the network behind the vectors (p-tuning, `prefix_projection`); unset takes that of the model."""
+    prefix_projection: bool = False
+    """Makes the prefix by a small network: steadier training, a larger state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +265,8 @@ class FinetuningArguments(
     PpoArguments,
     RewardArguments,
     RlhfArguments,
+    PromptArguments,
+    AdaloraArguments,
     OftArguments,
     LoraArguments,
     FreezeArguments,

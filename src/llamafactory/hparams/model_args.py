@@ -9,7 +9,7 @@ from .backends_args import KTransformersArguments
 from .kinds import Arguments, Count, Json, Names, NonNegative, Positive, Secret
 
 
-QuantizationMethod = Literal["bnb", "gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "mxfp4", "fp8"]
+QuantizationMethod = Literal["bnb", "gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "torchao", "mxfp4", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class BaseModelArguments(Arguments):
     """Loads weights straight into place, so that the peak of main memory is one copy of the model."""
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
     """Stretches the positions so that a model reads longer texts than it was made for."""
+    rope_length: Count | None = None
+    """Length in tokens that positions are stretched for; unset takes `cutoff_len` in training, else twice the own."""
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
     """Attention kernel: `auto` takes ours in training, else the model's best one; `disabled` the plain reference."""
     shift_attn: bool = False
@@ -60,6 +62,8 @@ class BaseModelArguments(Arguments):
     """Weight of the loss that keeps a mixture's experts evenly used; unset leaves the model's own value."""
     disable_gradient_checkpointing: bool | None = None
     """True keeps all activations (fast), false computes them again (less memory); unset does what memory allows."""
+    compile_layers: bool | None = None
+    """Compiles each decoder layer with torch.compile; unset does so on a GPU where the run is long enough."""
     use_reentrant_gc: bool = True
     """Takes torch's reentrant form of activation checkpointing; off is the newer form."""
     upcast_layernorm: bool = False
@@ -70,6 +74,8 @@ class BaseModelArguments(Arguments):
     """Starts from random weights of the model's shape; only its config and tokenizer are read."""
     infer_backend: Literal["huggingface", "vllm", "sglang"] = "huggingface"
     """Engine that generates the answers in chat and API."""
+    infer_adapters: Names | None = None
+    """Adapters that a request may choose (`model: base:name` in the API), as name=path; others are refused."""
     offload_folder: str = "offload"
     """Folder for the layers that fit neither on the device nor in memory."""
     use_kv_cache: bool = True
@@ -97,7 +103,7 @@ class QuantizationArguments(Arguments):
     """Quantization while loading."""
 
     quantization_method: QuantizationMethod = "bnb"
-    """Quantizer for `quantization_bit`: bnb, hqq or eetq; the others are recognised from the checkpoint itself."""
+    """Quantizer for `quantization_bit`: bnb, torchao or eetq; the others are recognised from the checkpoint itself."""
     quantization_bit: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
     """Bits per weight after loading: 4 and 8 with bnb, 8 with eetq, 1 to 8 with hqq; unset keeps full weights."""
     quantization_type: Literal["fp4", "nf4"] = "nf4"

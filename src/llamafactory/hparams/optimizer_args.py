@@ -1,4 +1,4 @@
-"""Arguments of the optimizers that transformers does not bring."""
+"""Arguments of the optimizers that transformers does not bring; optimizers.py is their table."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ class GaloreArguments(Arguments):
     galore_proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std"
     """Side of the matrix that is projected."""
     galore_layerwise: bool = False
-    """Updates each layer during the backward pass: least memory, one device, no accumulation."""
+    """Updates each weight during the backward pass: least memory, one device, no accumulation, no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ApolloArguments(Arguments):
     apollo_update_interval: Count = 200
     """Steps between fresh projections."""
     apollo_scale: Positive = 32.0
-    """Factor on the update."""
+    """Square of the factor on the update, as the paper counts it: 128 for a rank of 1."""
     apollo_proj: Literal["svd", "random"] = "random"
     """Where the projection comes from; random is cheaper."""
     apollo_proj_type: Literal["std", "right", "left"] = "std"
@@ -49,7 +49,7 @@ class ApolloArguments(Arguments):
     apollo_scale_type: Literal["channel", "tensor"] = "channel"
     """One scale per channel, or one per matrix."""
     apollo_layerwise: bool = False
-    """Updates each layer during the backward pass: least memory, one device, no accumulation."""
+    """Updates each weight during the backward pass: least memory, one device, no accumulation, no clipping."""
     apollo_scale_front: bool = False
     """Limits the growth of the update before scaling instead of after."""
 
@@ -73,4 +73,4 @@ class BadamArguments(Arguments):
     badam_mask_mode: Literal["adjacent", "scatter"] = "adjacent"
     """Whether the updated weights of ratio mode lie together or apart."""
     badam_verbose: Literal[0, 1, 2] = 0
-    """How much BAdam prints."""
+    """Says whose turn it is whenever that changes; 2 names the weights too."""

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from .methods import tuning_methods
 from .view import UnknowableError, View
 
 
 Derivation = Callable[[View], Iterator[tuple[str, Any]]]
+
+LESS_IS_BETTER = ("loss", "perplexity")
+"""How the names of metrics end of which less is better."""
 
 
 def derive(view: View) -> dict[str, Any]:
@@ -62,7 +66,16 @@ def _evaluation(view: View) -> Iterator[tuple[str, Any]]:
         yield "do_eval", True
     needs_metric = view.early_stopping_steps is not None or view.load_best_model_at_end or view.save_strategy == "best"
     if needs_metric and view.metric_for_best_model is None:
-        yield "metric_for_best_model", "loss"
+        yield "metric_for_best_model", _best_metric(view)
+    if (view.metric_for_best_model or "").endswith(LESS_IS_BETTER) and view.greater_is_better is None:
+        yield "greater_is_better", False
+
+
+def _best_metric(view: View) -> str:
+    """Where an evaluation generates, there is no loss."""
+    if view.stage in ("ppo", "grpo"):
+        return "reward"
+    return "rouge-l" if view.stage == "sft" and view.predict_with_generate else "loss"
 
 
 def _shuffling(view: View) -> Iterator[tuple[str, Any]]:
@@ -82,7 +95,7 @@ def _checkpointing(view: View) -> Iterator[tuple[str, Any]]:
 
 def _unused_parameters(view: View) -> Iterator[tuple[str, Any]]:
     """Every adapter weight has a gradient in every step, so the search for unused ones only costs time."""
-    if view.ddp_find_unused_parameters is None and view.finetuning_type == "lora":
+    if view.ddp_find_unused_parameters is None and tuning_methods()[view.finetuning_type].is_adapter:
         yield "ddp_find_unused_parameters", False
 
 
@@ -102,6 +115,17 @@ def _new_tokens(view: View) -> Iterator[tuple[str, Any]]:
         yield "init_special_tokens", "noise_init"
 
 
+def _rope_length(view: View) -> Iterator[tuple[str, Any]]:
+    if view.command == "train" and view.rope_scaling is not None and view.rope_length is None:
+        yield "rope_length", view.cutoff_len
+
+
+def _balance(view: View) -> Iterator[tuple[str, Any]]:
+    """The routers' logits carry no gradient through the reentrant form of checkpointing."""
+    if view.moe_aux_loss_coef:
+        yield "use_reentrant_gc", False
+
+
 DERIVATIONS: tuple[Derivation, ...] = (
     _lora_alpha,
     _packing,
@@ -116,4 +140,6 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _trackers,
     _profiler,
     _new_tokens,
+    _rope_length,
+    _balance,
 )

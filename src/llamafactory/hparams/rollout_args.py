@@ -27,9 +27,9 @@ class PpoArguments(Arguments):
     ppo_clip_range: Positive = 0.2
     """How far one update may move the chance of a token, as a share."""
     ppo_value_clip: Positive = 0.2
-    """How far one update may move a value."""
+    """How far one update may move a value, as a share of the spread of the returns."""
     ppo_value_coef: NonNegative = 0.1
-    """Weight of the value loss."""
+    """Weight of the value loss, which is measured in the spread of the returns, squared."""
     ppo_kl_coef: NonNegative = 0.2
     """Price of leaving the reference model at the start; it follows `ppo_target` from there."""
     ppo_gamma: Share = 1.0

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Iterator
 
-from . import rules_method, rules_model, rules_run
+from . import rules_method, rules_model, rules_optimizer, rules_run, rules_tuning
 from .view import UnknowableError, View, Violation
 
 
 Rule = Callable[[View], Iterator[Violation]]
 
-RULES: tuple[Rule, ...] = (*rules_run.RULES, *rules_model.RULES, *rules_method.RULES)
+RULES: tuple[Rule, ...] = (
+    *rules_run.RULES,
+    *rules_model.RULES,
+    *rules_method.RULES,
+    *rules_tuning.RULES,
+    *rules_optimizer.RULES,
+)
 
 
 def check_rules(view: View) -> list[Violation]:

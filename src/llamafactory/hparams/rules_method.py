@@ -1,12 +1,11 @@
-"""Rules about the method: stage, tuning, losses, optimizers, large back ends."""
+"""Rules about the method: stage, tuning, losses, large back ends."""
 
 from collections.abc import Iterator
 
-from .rules_run import deepspeed_stage
+from .methods import tuning_methods
 from .view import View, Violation
 
 
-MEMORY_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam")
 REFERENCE_FREE_LOSSES = ("orpo", "simpo")
 SMOOTHED_LOSSES = ("sigmoid", "sigmoid_norm", "robust", "exo_pair")
 SFT_LOSSES = ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
@@ -18,6 +17,14 @@ def _sft_only(view: View) -> Iterator[Violation]:
     for name in ("predict_with_generate", "neat_packing", "train_on_prompt", "mask_history", *SFT_LOSSES):
         if getattr(view, name):
             yield view.clash(name, "stage", "it belongs to stage sft")
+
+
+def _noise(view: View) -> Iterator[Violation]:
+    if view.label_smoothing_factor and view.stage in ("rm", "dpo", "kto", "ppo", "grpo"):
+        hint = "it belongs to the stages pt and sft; pairs are smoothed by dpo_label_smoothing"
+        yield view.clash("label_smoothing_factor", "stage", hint)
+    if view.neftune_noise_alpha and view.stage in ("ppo", "grpo"):
+        yield view.clash("neftune_noise_alpha", "stage", "the policy that learns must be the one that wrote")
 
 
 def _labels(view: View) -> Iterator[Violation]:
@@ -60,8 +67,9 @@ def _rollouts(view: View) -> Iterator[Violation]:
     if not view.reward_model and not view.reward_funcs:
         message = f"stage: {view.stage} needs a reward_model or reward_funcs; name one"
         yield Violation(("stage", "reward_model", "reward_funcs"), message)
-    if view.lora_dropout > 0 and view.finetuning_type == "lora":
-        yield view.clash("lora_dropout", "stage", "the policy that learns must be the one that wrote; set it to 0")
+    for name in ("lora_dropout", "module_dropout"):
+        if getattr(view, name) > 0 and tuning_methods()[view.finetuning_type].is_adapter:
+            yield view.clash(name, "stage", "the policy that learns must be the one that wrote; set it to 0")
     if view.reward_weights is not None:
         count = len(view.reward_funcs or ()) + bool(view.reward_model)
         if len(view.reward_weights) != count:
@@ -105,67 +113,6 @@ def _preferences(view: View) -> Iterator[Violation]:
             yield view.clash(name, "pref_loss", "orpo and simpo have no reference model")
 
 
-def _lora_only(view: View) -> Iterator[Violation]:
-    if view.finetuning_type == "lora":
-        return
-    for name in ("use_rslora", "use_dora", "pissa_init", "loraplus_lr_ratio"):
-        if getattr(view, name):
-            yield view.clash(name, "finetuning_type", "it belongs to finetuning_type lora")
-
-
-def _pissa(view: View) -> Iterator[Violation]:
-    if not view.pissa_init:
-        return
-    uses_reference = view.stage in ("ppo", "kto") or (
-        view.stage == "dpo" and view.pref_loss not in REFERENCE_FREE_LOSSES
-    )
-    if uses_reference:
-        yield view.clash("pissa_init", "stage", "the stage needs the starting model as reference, which PiSSA changes")
-    if view.use_asft_loss:
-        yield view.clash("pissa_init", "use_asft_loss", "the loss needs the starting model, which PiSSA changes")
-    if deepspeed_stage(view) == 3:
-        yield Violation(
-            ("pissa_init", "deepspeed"), "pissa_init: true cannot go with ZeRO stage 3; use stage 2 or below"
-        )
-
-
-def _frozen_layers(view: View) -> Iterator[Violation]:
-    if view.freeze_trainable_layers == 0 and view.finetuning_type == "freeze" and not view.freeze_extra_modules:
-        message = "freeze_trainable_layers: 0 trains nothing; give a number, or name freeze_extra_modules"
-        yield Violation(("freeze_trainable_layers",), message)
-    if view.use_llama_pro and view.finetuning_type == "full":
-        yield view.clash("use_llama_pro", "finetuning_type", "LLaMA Pro trains the new blocks only: freeze or lora")
-
-
-def _memory_optimizers(view: View) -> Iterator[Violation]:
-    chosen = [name for name in MEMORY_OPTIMIZERS if getattr(view, name)]
-    for other in chosen[1:]:
-        yield view.clash(chosen[0], other, "choose one optimizer")
-    for name in chosen:
-        if view.finetuning_type in ("lora", "oft"):
-            yield view.clash(name, "finetuning_type", "it trains whole weights: full or freeze")
-        if view.deepspeed and name != "use_badam":
-            yield Violation((name, "deepspeed"), f"{name}: true cannot go with deepspeed; remove one of them")
-
-
-def _layerwise(view: View) -> Iterator[Violation]:
-    for switch, name in (("use_galore", "galore_layerwise"), ("use_apollo", "apollo_layerwise")):
-        if not (getattr(view, switch) and getattr(view, name)):
-            continue
-        if view.gradient_accumulation_steps > 1:
-            yield view.clash(name, "gradient_accumulation_steps", "layer-wise updates cannot accumulate")
-        if view.env.is_distributed:
-            yield Violation((name,), f"{name}: true runs on one device, not on {view.env.world_size}; turn it off")
-
-
-def _badam(view: View) -> Iterator[Violation]:
-    if view.use_badam and view.env.is_distributed:
-        if view.badam_mode == "ratio":
-            yield Violation(("badam_mode",), "badam_mode: ratio runs on one device; use layer")
-        elif deepspeed_stage(view) != 3:
-            yield Violation(("use_badam", "deepspeed"), "use_badam: true on several devices needs ZeRO stage 3")
-
-
 def _backends(view: View) -> Iterator[Violation]:
     chosen = [name for name in ("use_megatron_bridge", "use_mca", "use_hyper_parallel") if getattr(view, name)]
     for other in chosen[1:]:
@@ -196,6 +143,7 @@ def _megatron_split(view: View) -> Iterator[Violation]:
 
 RULES = (
     _sft_only,
+    _noise,
     _labels,
     _packing,
     _one_loss,
@@ -204,12 +152,6 @@ RULES = (
     _rollouts,
     _groups,
     _preferences,
-    _lora_only,
-    _pissa,
-    _frozen_layers,
-    _memory_optimizers,
-    _layerwise,
-    _badam,
     _backends,
     _megatron_split,
 )

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from .methods import tuning_methods
+from .quantizers import QUANTIZERS
 from .rules_run import deepspeed_stage
 from .view import View, Violation
 
@@ -9,8 +11,8 @@ from .view import View, Violation
 def _adapters(view: View) -> Iterator[Violation]:
     if not view.adapter_name_or_path:
         return
-    if view.finetuning_type not in ("lora", "oft"):
-        message = f"adapter_name_or_path needs finetuning_type lora or oft, not {view.finetuning_type}; change one"
+    if not tuning_methods()[view.finetuning_type].is_adapter:
+        message = f"adapter_name_or_path needs an adapter as finetuning_type, not {view.finetuning_type}; change one"
         yield Violation(("adapter_name_or_path", "finetuning_type"), message)
     if len(view.adapter_name_or_path) > 1:
         for name, is_set in _one_adapter_only(view):
@@ -30,21 +32,26 @@ def _one_adapter_only(view: View) -> Iterator[tuple[str, bool]]:
 def _quantization(view: View) -> Iterator[Violation]:
     if view.quantization_bit is None:
         return
-    if view.finetuning_type not in ("lora", "oft"):
-        yield view.clash("quantization_bit", "finetuning_type", "quantized weights train with lora or oft only")
+    if not tuning_methods()[view.finetuning_type].quantized:
+        names = ", ".join(name for name, row in tuning_methods().items() if row.quantized)
+        yield view.clash("quantization_bit", "finetuning_type", f"quantized weights train with {names}")
     for name in ("pissa_init", "resize_vocab"):
         if getattr(view, name):
             yield view.clash("quantization_bit", name)
     if view.create_new_adapter and view.adapter_name_or_path:
         yield view.clash("quantization_bit", "create_new_adapter", "quantized weights cannot be merged into")
-    bits = {"bnb": (4, 8), "eetq": (8,), "hqq": (1, 2, 3, 4, 5, 6, 8)}.get(view.quantization_method)
-    if bits is None:
-        hint = "use bnb, hqq or eetq; the others are recognised from the checkpoint"
+    row = QUANTIZERS[view.quantization_method]
+    if not row.bits:
+        names = " or ".join(row.name for row in QUANTIZERS.values() if row.bits and not row.instead)
+        yield view.clash(
+            "quantization_bit", "quantization_method", f"use {names}; {row.name} is recognised from the checkpoint"
+        )
+    elif row.instead:
+        yield view.clash("quantization_bit", "quantization_method", f"use {row.instead}")
+    elif view.quantization_bit not in row.bits:
+        hint = f"{row.name} has {', '.join(str(bit) for bit in row.bits)}"
         yield view.clash("quantization_bit", "quantization_method", hint)
-    elif view.quantization_bit not in bits:
-        hint = f"{view.quantization_method} has {', '.join(str(bit) for bit in bits)}"
-        yield view.clash("quantization_bit", "quantization_method", hint)
-    if view.use_dora and view.quantization_method != "bnb":
+    if view.use_dora and not row.takes_dora:
         yield view.clash("use_dora", "quantization_method", "DoRA on quantized weights needs bnb")
 
 

@@ -158,6 +158,11 @@ def _fp8(view: View) -> Iterator[Violation]:
         yield view.clash("fp8", "quantization_bit")
 
 
+def _compiled_once(view: View) -> Iterator[Violation]:
+    if view.compile_layers and view.torch_compile:
+        yield view.clash("compile_layers", "torch_compile", "the first compiles each layer, the second all at once")
+
+
 def _checkpointing_is_one_switch(view: View) -> Iterator[Violation]:
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         ours, theirs = view.disable_gradient_checkpointing, getattr(view, name)
@@ -224,6 +229,7 @@ RULES = (
     _length_of_run,
     _precision,
     _fp8,
+    _compiled_once,
     _checkpointing_is_one_switch,
     _workers,
     _token_batches,

@@ -38,6 +38,7 @@ COMMAND_CLASSES: Mapping[str, tuple[type[Arguments], ...]] = {
         MegatronBridgeArguments,
     ),
     "chat": (ModelArguments, DataArguments, FinetuningArguments, GeneratingArguments),
+    "api": (ModelArguments, DataArguments, FinetuningArguments, GeneratingArguments),
     "export": (ModelArguments, DataArguments, FinetuningArguments, GeneratingArguments),
     "eval": (ModelArguments, DataArguments, EvaluationArguments, FinetuningArguments),
 }

@@ -42,6 +42,7 @@ def _overview(command: str, params: dict[str, Param], groups: dict[str, list[Par
         f"All keys by group, with their number:\n\n{listing}\n\n"
         f"`{command} --help GROUP` lists a group, `{command} --help KEY` explains a key, `{command} --help all` "
         f"lists everything.\n`{command} run.yaml --print-config` shows every value and where it comes from.\n"
+        f"{table['notes'].get(command, '')}"
     )
 
 

@@ -14,13 +14,22 @@ logger = get_logger(__name__)
 
 
 def choose_trainable(
-    model: PreTrainedModel, num_layers: int, modules: Sequence[str], extra_modules: Sequence[str]
+    model: PreTrainedModel,
+    num_layers: int,
+    modules: Sequence[str],
+    extra_modules: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
 ) -> None:
-    """Let the last n layers learn (the first n when negative), or only the named modules in them, and extra ones."""
-    prefix, total = _layer_stack(model)
+    """Let the last n layers learn (the first n when negative), or only the named modules in them, and extra ones.
+
+    `layers` names the layers by their numbers instead (LLaMA Pro's new blocks).
+    """
+    prefix, total = layer_stack(model)
     if abs(num_layers) > total:
         raise UserError(f"freeze_trainable_layers is {num_layers}, but this model has {total} layers.")
-    chosen = range(total - num_layers, total) if num_layers > 0 else range(-num_layers)
+    last = range(total - num_layers, total) if num_layers > 0 else range(-num_layers)
+    chosen = last if layers is None else layers
     inside, outside = _parts(model, prefix)
     if tuple(modules) != ("all",):
         _check("freeze_trainable_modules", modules, inside)
@@ -47,7 +56,7 @@ def choose_trainable(
     )
 
 
-def _layer_stack(model: PreTrainedModel) -> tuple[str, int]:
+def layer_stack(model: PreTrainedModel) -> tuple[str, int]:
     """The name before the layer numbers, `model.layers.`, and the number of layers."""
     total = model.config.get_text_config().num_hidden_layers
     last = f".{total - 1}"

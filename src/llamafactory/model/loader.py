@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,18 +19,24 @@ from ..extras.device import current_device, device_facts
 from ..extras.env import read_env
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
+from ..hparams.methods import tuning_methods
 from .adapter import apply_method
+from .base_changes import BaseChanges, apply_positions, carry_changes, read_changes
 from .dtype import DtypeChoice, DtypeFlags, choose_dtype, inference_flags, stored_dtype
 from .fused import fuse_modules
 from .load_errors import reading_model
 from .model_utils.attention import attention_implementation
 from .model_utils.checkpointing import prepare_checkpointing
 from .model_utils.parameters import report_parameters, settle_dtypes
+from .model_utils.rope import stretch_positions
+from .model_utils.upcast import upcast_logits, upcast_norms
 from .model_utils.valuehead import add_value_head, settle_score_head, without_fresh_score
 from .patcher import settle_cache_use, settle_generation_config
+from .quantization import Quantizer, choose_quantizer, settle_packing
 from .readout import install_readout
 from .request import Head, LoadRequest
 from .sources import resolve_model
+from .vocabulary import add_tokens, grow_vocabulary, new_ids_of, noted_tokens
 
 
 if TYPE_CHECKING:
@@ -46,10 +53,13 @@ PASSES: tuple[Pass, ...] = (
     settle_generation_config,
     settle_cache_use,
     settle_score_head,
+    settle_packing,
     apply_method,
     add_value_head,
     install_readout,
+    upcast_logits,
     settle_dtypes,
+    upcast_norms,
     prepare_checkpointing,
     fuse_modules,
     report_parameters,
@@ -77,14 +87,17 @@ def load_tokenizer(model_args: "ModelArguments", *, needs_weights: bool = True) 
         )
     for key in ("local_files_only", "is_local"):  # about this call, not about the tokenizer: they must not be saved
         tokenizer.init_kwargs.pop(key, None)
+    add_tokens(tokenizer, model_args, read_changes(model_args))
     return {"tokenizer": tokenizer, "processor": None}
 
 
 def load_config(model_args: "ModelArguments") -> PreTrainedConfig:
-    """Load the config of the model."""
+    """Load the config of the model, with what an adapter notes about positions."""
     source = resolve_model(model_args.model_name_or_path, model_args)
     with reading_model(source):
-        return AutoConfig.from_pretrained(str(source), **_source_options(source, model_args))
+        config = AutoConfig.from_pretrained(str(source), **_source_options(source, model_args))
+    apply_positions(config, read_changes(model_args))
+    return config
 
 
 def load_model(
@@ -100,17 +113,34 @@ def load_model(
 
     Without `dtype` the number formats are chosen from `infer_dtype`, or for training by the device alone.
     """
-    config = load_config(model_args)
+    config, noted = load_config(model_args), read_changes(model_args)
+    positions = stretch_positions(config, model_args) or noted.positions
     flags = DtypeFlags(is_trainable=True) if is_trainable else inference_flags(model_args)
     dtypes = dtype or choose_dtype(flags, device_facts(), stored_dtype(config))
     logger.info("Number format: %s.", dtypes)
     request = LoadRequest(
-        model_args=model_args, finetuning_args=finetuning_args, is_trainable=is_trainable, dtypes=dtypes, head=head
+        model_args=model_args,
+        finetuning_args=finetuning_args,
+        is_trainable=is_trainable,
+        dtypes=dtypes,
+        head=head,
+        new_token_ids=new_ids_of(tokenizer),
     )
-    model = load_weights(config, model_args, load_dtype(config, request), placed=not is_trainable, head=head)
+    quantizer = choose_quantizer(config, model_args, finetuning_args if is_trainable else None, dtypes.frozen)
+    model = load_weights(
+        config,
+        model_args,
+        dtypes.frozen if quantizer else load_dtype(config, request),
+        placed=not is_trainable or quantizer is not None,  # packed weights are packed where they stay
+        head=head,
+        quantizer=quantizer,
+    )
+    num_rows = grow_vocabulary(model, tokenizer, model_args, noted.num_rows)
     check_vocabulary(tokenizer, model)
     for apply in PASSES:
         model = apply(model, request)
+    if isinstance(model, PeftModel):
+        carry_changes(model, BaseChanges(positions, num_rows, *noted_tokens(tokenizer, noted)))
     return model.train() if is_trainable else model.eval()
 
 
@@ -121,6 +151,7 @@ def load_weights(
     *,
     placed: bool,
     head: Head = "words",
+    quantizer: Quantizer | None = None,
 ) -> PreTrainedModel:
     """Read the weights (or draw them, with train_from_scratch); `placed` puts them on the device at once.
 
@@ -142,7 +173,8 @@ def load_weights(
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
-            device_map=_device_map() if placed else None,
+            device_map=_device_map(model_args) if placed else None,
+            quantization_config=quantizer.config if quantizer else None,
             offload_folder=model_args.offload_folder if placed else None,
             output_loading_info=True,
             **_source_options(source, model_args),
@@ -165,7 +197,7 @@ def load_dtype(config: PreTrainedConfig, request: LoadRequest) -> torch.dtype:
     """
     if request.model_args.adapter_name_or_path:
         return torch.promote_types(stored_dtype(config), request.dtypes.frozen)
-    if request.is_trainable and request.finetuning_args.finetuning_type in ("full", "freeze"):
+    if request.is_trainable and not tuning_methods()[request.finetuning_args.finetuning_type].is_adapter:
         return request.dtypes.trainable
     return request.dtypes.frozen
 
@@ -191,9 +223,11 @@ def _source_options(source: Path | str, model_args: "ModelArguments") -> dict[st
     }
 
 
-def _device_map() -> str | dict[str, torch.device] | None:
+def _device_map(model_args: "ModelArguments") -> str | dict[str, torch.device] | None:
     """At inference the weights go where they will run: over all devices, or to this process's own."""
     facts, env = device_facts(), read_env()
+    if model_args.quantization_device_map is not None:
+        return model_args.quantization_device_map
     if facts.kind == "cpu":
         return None
     if facts.count > 1 and not env.is_distributed:

@@ -1,7 +1,7 @@
 """Finding modules by the names that users write: `q_proj`, `self_attn.q_proj`, a regular expression, `all`."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -41,34 +41,12 @@ def output_layer_name(model: PreTrainedModel) -> str | None:
     return next((name for name, module in model.named_modules() if head is not None and module is head), None)
 
 
-def match_targets(model: PreTrainedModel, targets: Iterable[str], key: str) -> list[str] | str:
-    """Check that every target hits a layer that can carry an adapter, and return them as PEFT wants them.
-
-    One regular expression stays one (a string); several targets become a list of names or name endings.
-    """
-    adaptable = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE_TYPES)]
-    wanted = list(targets)
-    if len(wanted) == 1 and is_regex(wanted[0]):
-        _expand_regex(wanted[0], adaptable, key)
-        return wanted[0]
-
-    names: list[str] = []
-    for target in wanted:
-        if is_regex(target):
-            names += _expand_regex(target, adaptable, key)
-        elif any(_ends_with(name, target) for name in adaptable):
-            names.append(target)
-        else:
-            raise UserError(_no_match(key, target, adaptable))
-    return list(dict.fromkeys(names))
-
-
 def match_modules(model: PreTrainedModel, targets: Iterable[str], key: str) -> list[str]:
     """Check that every target is the name, or the end of the name, of some module with weights."""
     known = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     for target in targets:
-        if not any(_ends_with(name, target) for name in known):
-            raise UserError(_no_match(key, target, known))
+        if not any(ends_with(name, target) for name in known):
+            raise UserError(no_match(key, target, known))
     return list(targets)
 
 
@@ -87,22 +65,25 @@ def is_parameter_of(name: str, parts: Iterable[str]) -> bool:
     return any(f".{part}." in f".{name}." for part in parts)
 
 
-def _expand_regex(target: str, names: list[str], key: str) -> list[str]:
+def expand_regex(target: str, names: list[str], key: str) -> list[str]:
+    """Return the names that a regular expression matches whole; none, or a broken expression, is a UserError."""
     try:
         pattern = re.compile(target)
     except re.error as error:
         raise UserError(f"{key} {target!r} is not a valid regular expression: {error}.") from error
     hits = [name for name in names if pattern.fullmatch(name)]
     if not hits:
-        raise UserError(_no_match(key, target, names))
+        raise UserError(no_match(key, target, names))
     return hits
 
 
-def _ends_with(name: str, target: str) -> bool:
+def ends_with(name: str, target: str) -> bool:
+    """Tell whether a dotted name is the target or ends in it."""
     return name == target or name.endswith(f".{target}")
 
 
-def _no_match(key: str, target: str, names: list[str]) -> str:
+def no_match(key: str, target: str, names: Sequence[str]) -> str:
+    """Say that a target is not there, with the near ones."""
     leaves = leaf_names(names)
     known = ", ".join(leaves)
     return f"{key} {target!r} matches no layer of this model.{did_you_mean(target, leaves)} There are: {known}."

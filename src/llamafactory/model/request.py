@@ -22,3 +22,5 @@ class LoadRequest:
     is_trainable: bool
     dtypes: DtypeChoice
     head: Head = "words"
+    new_token_ids: tuple[int, ...] = ()
+    """Tokens that this run added, whose rows have to be learned."""

@@ -22,12 +22,17 @@ from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..hparams.parser import Args, get_infer_args
 from ..model.adapter import load_adapter, merge_adapters
+from ..model.adapters.saved import refuse_merge
+from ..model.base_changes import read_changes
 from ..model.dtype import NAMED_DTYPES, SHORT, stored_dtype
 from ..model.load_errors import reading_model
 from ..model.loader import check_vocabulary, load_config, load_tokenizer, load_weights
 from ..model.merge import merge_adapter
-from ..model.model_utils.valuehead import head_of, take_score
+from ..model.model_utils.rope import stretch_positions
+from ..model.model_utils.valuehead import exported_head, head_of, take_score
+from ..model.quantization import plain_quantizer
 from ..model.sources import resolve_adapter
+from ..model.vocabulary import grow_vocabulary
 from .rm.padding import separate_padding
 
 
@@ -115,13 +120,13 @@ class Promise:
 
 def export_model(args: Args = None) -> None:
     """Merge, save, read back and compare; a difference is an error and leaves nothing behind."""
-    model_args, data_args, _, _ = get_infer_args(args, "export")
+    model_args, data_args, finetuning_args, _ = get_infer_args(args, "export")
     target = check_target(model_args.export_dir)
     tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     probe = make_probe(tokenizer, template)
     with written_aside(target) as folder:
-        merge = merge_model(tokenizer, probe, model_args)
+        merge = merge_model(tokenizer, probe, model_args, is_reward=finetuning_args.stage == "rm")
         promise = save_export(merge, probe, folder, tokenizer, template, model_args)
         del merge  # room for the copy that is read back
         verify_export(promise, probe, folder, model_args)
@@ -164,17 +169,31 @@ def make_probe(tokenizer: "PreTrainedTokenizerBase", template: "Template") -> Pr
     return Probe(dialogues, tuple(template.encode_prompt(tokenizer, dialogue) for dialogue in dialogues))
 
 
-def merge_model(tokenizer: "PreTrainedTokenizerBase", probe: Probe, model_args: "ModelArguments") -> Merge:
-    """Load the base in float32, take the logits with the adapter on, merge, and compare."""
+def merge_model(
+    tokenizer: "PreTrainedTokenizerBase", probe: Probe, model_args: "ModelArguments", *, is_reward: bool = False
+) -> Merge:
+    """Load the base in float32, take the logits with the adapter on, merge, and compare.
+
+    With `is_reward` the score of a value head file goes with the model.
+    """
     folders = [resolve_adapter(name, model_args) for name in model_args.adapter_name_or_path or ()]
+    refuse_merge(folders)
     config = load_config(model_args)
-    head = head_of(config, folders)
+    stretch_positions(config, model_args)
+    head = exported_head(head_of(config, folders), model_args, is_reward=is_reward)
     dtype = stored_dtype(config) if model_args.infer_dtype == "auto" else NAMED_DTYPES[model_args.infer_dtype]
+    plain = plain_quantizer(config, model_args.model_name_or_path)
     model = load_weights(
-        config, model_args, torch.float32, placed=model_args.export_device == "auto", head=head
+        config,
+        model_args,
+        torch.float32,
+        placed=model_args.export_device == "auto",
+        head=head,
+        quantizer=plain,
     ).eval()
     if head == "score":
         model = take_score(model, model_args)
+    grow_vocabulary(model, tokenizer, model_args, read_changes(model_args).num_rows)
     check_vocabulary(tokenizer, model)
     if not folders:
         logger.info("No adapter is named: the model itself is saved again.")
@@ -244,7 +263,7 @@ def verify_export(promise: Promise, probe: Probe, folder: Path, model_args: "Mod
                 "The export was removed: its own chat template writes another prompt than the template of this run, "
                 f"{tokenizer.decode(found)!r} instead of {tokenizer.decode(prompt)!r}."
             )
-    written = replace(model_args, model_name_or_path=str(folder), adapter_name_or_path=None)
+    written = replace(model_args, model_name_or_path=str(folder), adapter_name_or_path=None, rope_scaling=None)
     config = load_config(written)
     placed = model_args.export_device == "auto"
     copy = load_weights(config, written, torch.float32, placed=placed, head=head_of(config, ()))

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 ELSEWHERE = frozenset(
     {
         "resume_from_checkpoint",  # run_plan.py decides
+        "neftune_noise_alpha",  # callbacks/neftune.py knows how long a document is
         "activation_checkpointing",  # load_model switches it on, as disable_gradient_checkpointing says
         "activation_checkpointing_kwargs",
         "gradient_checkpointing",
         "gradient_checkpointing_kwargs",
+        "use_liger_kernel",  # workflow.py, before the check that documents cannot see each other
+        "liger_kernel_config",
     }
 )
 

@@ -5,14 +5,14 @@ weights since the last log, over all ranks: the true mean, whatever the sizes of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
-from .objective import LossSum, MetricSum
+from .objective import Batch, LossSum, MetricSum
 
 
 AddUp = Callable[[Tensor], Tensor]
@@ -25,6 +25,14 @@ TOKENS = "tokens"
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Return the widest float that the device adds in."""
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+def count_tokens(batch: Batch) -> Tensor:
+    """Count the tokens of a batch without its padding."""
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask.sum()
+    return torch.tensor(batch["input_ids"].numel(), device=batch["input_ids"].device)
 
 
 class SumMeter:
@@ -84,7 +92,7 @@ class LossMeter(TrainerCallback, ExportableState):
 
     def means(self) -> dict[str, float]:
         """Close the logging window and return its means; call `settle` first."""
-        means = {name: ratio(*pair) for name, pair in self._pending.items() if name != TOKENS}
+        means = means_of({name: pair for name, pair in self._pending.items() if name != TOKENS})
         _merge(self._run, self._pending)
         self._pending = {}
         return means
@@ -121,6 +129,11 @@ def _merge(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, fl
     for name, (total, weight) in more.items():
         held = sums.get(name, (0.0, 0.0))
         sums[name] = (held[0] + total, held[1] + weight)
+
+
+def means_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Divide each; a metric of which nothing was counted (no bad answer in sight, say) is left out, the loss never."""
+    return {name: ratio(*pair) for name, pair in sums.items() if pair[1] or name == LOSS}
 
 
 def ratio(total: float, weight: float) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..extras.version import VERSION
+from ..hparams.methods import tuning_methods
 from .stage import STAGES, RunArguments
 
 
@@ -29,7 +31,23 @@ _HYPER_PARAMETERS = (
     "seed",
 )
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
-_METHODS = {"lora": "LoRA", "full": "full fine-tuning", "freeze": "training of some layers", "oft": "OFT"}
+_WHERE_SET = (
+    "packing",
+    "train_on_prompt",
+    "mask_history",
+    "neftune_noise_alpha",
+    "label_smoothing_factor",
+    "use_dft_loss",
+    "use_asft_loss",
+    "use_eaft_loss",
+    "objective",
+    "pure_bf16",
+    "use_rslora",
+    "use_dora",
+    "additional_target",
+    "freeze_trainable_layers",
+)
+"""Told only where they differ from their defaults."""
 _WORDS = "AutoModelForCausalLM"
 _IMPORT = "from transformers import {kind}, AutoTokenizer\n"
 _TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
@@ -49,7 +67,7 @@ def create_modelcard_and_push(
 def model_card(arguments: RunArguments, metrics: Mapping[str, float], num_ranks: int = 1) -> str:
     """Return the text of the card."""
     stage = STAGES.get(arguments.finetuning.stage)
-    method = _METHODS.get(arguments.finetuning.finetuning_type, arguments.finetuning.finetuning_type)
+    method = tuning_methods()[arguments.finetuning.finetuning_type].title
     base, name = _public_name(arguments.model.model_name_or_path), Path(arguments.training.output_dir).resolve().name
     lines = [
         _front_matter(arguments),
@@ -98,10 +116,12 @@ def _loading(arguments: RunArguments) -> str:
     words = f"model_name_or_path={_public_name(base)} adapter_name_or_path={folder}"
     if arguments.data.template:
         words += f" template={arguments.data.template}"
+    talk, chat = ("talk to the adapter through llamafactory, or ", f"llamafactory-cli chat {words}\n")
+    if _is_score(arguments):
+        talk = chat = ""  # it scores, and writes nothing
     return (
-        "The base model is not in the format of transformers, so talk to the adapter through llamafactory, or merge "
-        "both into one model that plain transformers loads:\n\n"
-        f"```bash\nllamafactory-cli chat {words}\nllamafactory-cli export {words} export_dir=merged\n```\n"
+        f"The base model is not in the format of transformers, so {talk}merge both into one model that plain "
+        f"transformers loads:\n\n```bash\n{chat}llamafactory-cli export {words} export_dir=merged\n```\n"
     )
 
 
@@ -116,13 +136,25 @@ def _settings(arguments: RunArguments, num_ranks: int) -> list[tuple[str, str]]:
         ("base model", _public_name(arguments.model.model_name_or_path)),
         ("data", _datasets(arguments)),
         ("template", arguments.data.template or "the model's own"),
-        ("method", _METHODS.get(finetuning.finetuning_type, finetuning.finetuning_type)),
+        ("method", tuning_methods()[finetuning.finetuning_type].title),
     ]
     if _is_adapter(arguments):
         rows += [(key, _show(getattr(finetuning, key))) for key in _LORA]
     rows += [(key, _show(getattr(finetuning, key))) for key in STAGES.get(finetuning.stage).card_keys]
     rows += [(key, _show(getattr(training, key))) for key in _HYPER_PARAMETERS if getattr(training, key) != -1]
-    return [*rows, ("cutoff_len", str(arguments.data.cutoff_len)), ("rows per update", str(rows_per_step))]
+    rows += [("cutoff_len", str(arguments.data.cutoff_len)), ("rows per update", str(rows_per_step))]
+    return [*rows, *_changed(arguments)]
+
+
+def _changed(arguments: RunArguments) -> list[tuple[str, str]]:
+    """Return what the user asked for beside the usual."""
+    known = {
+        item.name: (getattr(group, item.name), item.default)
+        for group in (arguments.data, arguments.training, arguments.finetuning)
+        for item in fields(group)
+        if item.name in _WHERE_SET
+    }
+    return [(name, _show(value)) for name in _WHERE_SET for value, usual in [known[name]] if value and value != usual]
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
@@ -131,7 +163,7 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 
 
 def _is_adapter(arguments: RunArguments) -> bool:
-    return arguments.finetuning.finetuning_type in ("lora", "oft")
+    return tuning_methods()[arguments.finetuning.finetuning_type].is_adapter
 
 
 def _is_score(arguments: RunArguments) -> bool:

@@ -26,6 +26,7 @@ from ..model.dtype import DtypeChoice, choose_dtype, training_flags
 from ..model.loader import load_model
 from ..model.model_utils.attention import use_flat_attention
 from ..model.model_utils.isolation import find_leak
+from ..model.quantization import is_quantized
 from .objective import Models
 from .stage import StageContext
 
@@ -49,6 +50,9 @@ def make_reference(context: StageContext) -> dict[str, nn.Module]:
         else:
             logger.info("Reference: the model without its adapter.")
         return {}
+    if finetuning.ref_model_quantization_bit is not None:
+        logger.info("Reference: the starting model in %s bits.", finetuning.ref_model_quantization_bit)
+        return {REFERENCE: _load_base(context)}
     if context.arguments.training.do_train:
         logger.info("Reference: a copy of the model as it is now.")
         return {REFERENCE: _copy(context)}
@@ -200,9 +204,11 @@ def _load(context: StageContext, **changes: Any) -> nn.Module:
     )
     model: PreTrainedModel = load_model(
         context.tokenizer,
-        replace(arguments.model, **changes),
+        replace(arguments.model, **changes, quantization_bit=arguments.finetuning.ref_model_quantization_bit),
         replace(arguments.finetuning, finetuning_type="lora"),  # adapters are merged, nothing is trained
         dtype=whole,
     )
     use_flat_attention(model, arguments.model.flash_attn)
+    if is_quantized(model):
+        return model  # on its device since it was packed
     return model.to(current_device(read_env().local_rank or 0))  # pyright: ignore[reportArgumentType]

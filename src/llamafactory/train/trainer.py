@@ -27,13 +27,15 @@ from ..extras.logging import get_logger
 from ..model.model_utils.valuehead import load_value_head, save_value_head
 from .batches import FILLER, RankBatches, eval_loader, make_plan, seed_length_groups, take_filler, train_loader
 from .callbacks.diagnosis import Diagnosis
+from .callbacks.early_stopping import require_best_metric
 from .callbacks.interrupt import Interrupt
 from .callbacks.progress import CompactPrinter, CompactProgress
 from .callbacks.run_start import RunStart
 from .checkpoints import STATE_FILE, UNFINISHED, publish, rotate
 from .eval_pass import EvalPass
-from .meter import LossMeter, ratio, sum_dtype
+from .meter import LossMeter, count_tokens, means_of, sum_dtype
 from .objective import Batch, Models
+from .optimizers.making import MakeOptimizer
 from .predictions import PredictionStore
 from .rollouts.schedule import Replay, prompt_loader
 from .stage import StageParts
@@ -83,6 +85,8 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
                 "torchrun, which run one process per device."
             )
         self.parts = parts
+        self.make_optimizer: MakeOptimizer | None = None
+        """Makes the optimizer; without one, the Trainer makes the one that `optim` names."""
         self.interrupt = interrupt or Interrupt()
         self.diagnosis = diagnosis
         self.helpers = {name: self._prepare_helper(helper) for name, helper in parts.helpers.items()}
@@ -105,6 +109,14 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # one optimizer step
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the optimizer of the run."""
+        if self.make_optimizer is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        trained = cast(nn.Module, model or self.model)
+        self.optimizer = self.make_optimizer(trained, self.args, self.get_decay_parameter_names(trained))
+        return self.optimizer
 
     def get_train_dataloader(self) -> Any:
         """Every row once an epoch over all ranks, in an order that a resumed run finds again."""
@@ -199,6 +211,15 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
 
     # evaluation and prediction
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> dict[str, float]:
+        """Measure, and say in one sentence when what decides about the best checkpoint was not among it."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        if self.is_in_train and metric_key_prefix == "eval":
+            require_best_metric(self.args.metric_for_best_model, metrics)
+        return metrics
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every row once over all ranks, unpadded."""
         if eval_dataset is None or isinstance(eval_dataset, str):
@@ -235,7 +256,7 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
             metrics = self.parts.predictor.measure(records)
             output = output._replace(predictions=cast(Any, records))
         else:
-            metrics = {name: ratio(*sums) for name, sums in eval_pass.meter.read(self._add_up).items()}
+            metrics = means_of(eval_pass.meter.read(self._add_up))
             metrics |= self.parts.derive(metrics) if self.parts.derive else {}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **prefixed})
@@ -259,6 +280,9 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save weights and tokenizer, without the pickle of all arguments (access tokens among them)."""
+        averages = getattr(self.optimizer, "eval", None)
+        if averages is not None:
+            averages()  # schedule-free optimizers: the weights to keep are not those that gradients are taken at
         with cache_in_config(getattr(self.model, "config", None)):
             super().save_model(output_dir, _internal_call)
         if self.args.should_save:
@@ -371,11 +395,3 @@ def cache_in_config(config: Any) -> Iterator[None]:
     yield
     if use_cache is not None:
         config.use_cache = use_cache
-
-
-def count_tokens(batch: Batch) -> Tensor:
-    """Count the tokens of a batch without its padding."""
-    mask = batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask.sum()
-    return torch.tensor(batch["input_ids"].numel(), device=batch["input_ids"].device)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from accelerate.utils import gather_object
+from torch import nn
 from torch.utils.data import Subset
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
@@ -27,24 +28,29 @@ from ..extras.plotting import plot_loss
 from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..model.dtype import choose_dtype, training_flags
 from ..model.loader import load_model, load_tokenizer
+from .adapter_start import adapter_callbacks, start_from_data
 from .batches import size_of
 from .callbacks.diagnosis import Diagnosis
 from .callbacks.early_stopping import early_stopping_callbacks
 from .callbacks.interrupt import Interrupt, InterruptCallback, TrainingInterruptedError
 from .callbacks.isolation import IsolationCheck
 from .callbacks.log import LogCallback
+from .callbacks.neftune import noise_callbacks
 from .callbacks.profiler import profiler_callbacks
 from .callbacks.stream_report import StreamReport
 from .callbacks.swanlab import swanlab_callbacks
 from .checkpoints import write_durably
-from .choices import choose_threads, settle_step
+from .choices import choose_threads, settle_liger, settle_step
 from .collation import choose_layout, settle_helpers
 from .hf_args import to_hf_arguments
 from .modelcard import create_modelcard_and_push
+from .optimizers.making import check_optimizer, optimizer_maker
+from .penalty import with_penalties
 from .plugins import plugin_callbacks, with_plugins
 from .predictions import PredictionStore, describe_run, publish_predictions
 from .run_plan import RunPlan, plan_run
 from .stage import RunArguments, Stage, StageContext
+from .trackers import check_trackers
 from .trainer import CustomSeq2SeqTrainer
 
 
@@ -73,8 +79,11 @@ def run_stage(
 ) -> None:
     """Run a stage; `records` are files (name: text) that tell how to repeat the run, saved beside its result."""
     plan = plan_run(arguments.training)
+    check_trackers(arguments.training.report_to)
     if stage.check is not None:
         stage.check(arguments)
+    if arguments.training.do_train:
+        check_optimizer(arguments.training.optim, arguments.finetuning)
     if plan.notice:
         logger.info(plan.notice)
 
@@ -148,6 +157,7 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         dtype=dtypes,
         head=stage.head,
     )
+    settle_liger(model, arguments)
     layout = choose_layout(model, arguments, hf_arguments, kind=stage.dataset, joins_rows=stage.joins_rows)
     context = StageContext(
         arguments=arguments,
@@ -157,7 +167,7 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         model=model,
         layout=layout,
     )
-    parts = with_plugins(stage.build(context), context)
+    parts = with_penalties(with_plugins(stage.build(context), context), context)
     if stage.annotate is not None:
         train_dataset, eval_dataset = (stage.annotate(context, rows) for rows in (train_dataset, eval_dataset))
     settle_helpers(parts.helpers, layout, arguments, hf_arguments)
@@ -172,12 +182,18 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         hf_arguments,
         parts,
         diagnosis=Diagnosis(tokenizer, may_be_zero=stage.rollout is not None or stage.loss_may_be_zero),
-        callbacks=[*checks, *run_callbacks(arguments, interrupt), *callbacks],
+        callbacks=[
+            *checks,
+            *adapter_callbacks(model, arguments.finetuning),
+            *run_callbacks(arguments, interrupt),
+            *callbacks,
+        ],
         interrupt=interrupt,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset if hf_arguments.do_eval else None,
         processing_class=processor or tokenizer,
     )
+    trainer.make_optimizer = optimizer_maker(arguments.finetuning)
     trainer.add_callback(LogCallback(trainer.meter, record_vram=read_env().record_vram))
     report = partial(describe_data, datasets, arguments, hf_arguments.world_size, stage.dataset, batch_limit)
     if isinstance(train_dataset, StreamRows):
@@ -202,6 +218,7 @@ def run_callbacks(arguments: RunArguments, interrupt: Interrupt) -> list[Trainer
         *early_stopping,
         *tracking,
         *profiler_callbacks(arguments.training),
+        *noise_callbacks(arguments.training.neftune_noise_alpha),
         *plugin_callbacks(arguments),
         InterruptCallback(interrupt),
     ]
@@ -210,6 +227,8 @@ def run_callbacks(arguments: RunArguments, interrupt: Interrupt) -> list[Trainer
 def train(run: Run, plan: RunPlan) -> dict[str, float]:
     """Train, save the result and what was measured; a signal ends the process after a checkpoint was saved."""
     trainer = run.trainer
+    if plan.checkpoint is None:
+        start_from_data(cast(nn.Module, trainer.model), cast(Any, trainer.train_dataset), trainer.processing_class)
     try:
         with run.interrupt:
             result = trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)

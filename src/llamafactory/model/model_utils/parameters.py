@@ -4,10 +4,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ...extras.logging import get_logger
+from ..quantization import num_weights
 from ..request import LoadRequest
 
 
 logger = get_logger(__name__)
+
+ADALORA_DIVISOR = "ranknum"
+"""PEFT reads it back as float32, so it must be that before: a resumed run would divide by another number."""
 
 
 def settle_dtypes(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
@@ -23,7 +27,7 @@ def settle_dtypes(model: PreTrainedModel, request: LoadRequest) -> PreTrainedMod
 
 def _kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
     """The parts that the model's authors want in float32: some below float16 only, some below any short format."""
-    parts: set[str] = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    parts: set[str] = {ADALORA_DIVISOR} | set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == torch.float16:
         parts |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     return parts
@@ -32,7 +36,7 @@ def _kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> set[str]:
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     """Return how many parameters are trained, and how many there are; shared ones count once."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return trained, sum(parameter.numel() for parameter in model.parameters())
+    return trained, sum(num_weights(parameter) for parameter in model.parameters())
 
 
 def report_parameters(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:

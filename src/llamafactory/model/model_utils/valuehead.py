@@ -47,6 +47,11 @@ class ValueHead(nn.Module):
         """Return the values [K] of hidden states [K, D]."""
         return self.summary(hidden_KD.to(self.summary.weight.dtype)).squeeze(-1)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it was neither trained nor read from a file."""
+        return not (self.summary.weight.any() or self.summary.bias.any())
+
 
 def add_value_head(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
     """The pass that puts a value head on the policy of PPO; it starts at zero, or from the file of the adapter.
@@ -166,6 +171,29 @@ def head_of(config: PreTrainedConfig, adapters: Sequence[Path]) -> Head:
     else:
         is_score = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     return "score" if is_score else "words"
+
+
+def exported_head(found: Head, model_args: "ModelArguments", *, is_reward: bool) -> Head:
+    """Decide what becomes of a value head file when a model is exported.
+
+    The established tool writes the same files for a reward model and for a policy of PPO, so only the user knows which
+    one it is (`stage: rm`); a head that is left behind is told.
+    """
+    name = (model_args.adapter_name_or_path or (model_args.model_name_or_path,))[-1]
+    if found == "score":
+        return found
+    has_file = load_valuehead_params(name, model_args) is not None
+    if is_reward and not has_file:
+        raise UserError(
+            f"stage: rm exports a reward model, but {name} has neither a score layer nor a value head file."
+        )
+    if has_file and not is_reward:
+        logger.warning(
+            "%s has a value head file, which is left out of this model that writes; to export it as a reward model, "
+            "with its score, set stage: rm.",
+            name,
+        )
+    return "score" if is_reward else "words"
 
 
 def take_score(model: PreTrainedModel, model_args: "ModelArguments") -> PreTrainedModel:

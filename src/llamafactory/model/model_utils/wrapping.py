@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 
@@ -15,3 +16,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
             inner = inner.get_base_model()
         else:
             return inner
+
+
+def has_virtual_tokens(model: nn.Module) -> bool:
+    """Whether an adapter puts trained vectors before every row (model/adapters/prompts.py)."""
+    return any(
+        isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning for module in model.modules()
+    )

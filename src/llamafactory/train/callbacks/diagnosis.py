@@ -6,7 +6,6 @@ On a CPU the numbers are looked at before the update. On a GPU looking would mak
 looked at one step later; the last checkpoint from before is sound.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ...data.batch import documents_of
 from ...extras.errors import UserError
 from ..objective import Batch, LossSum
+from ..row_search import Document, find_rows, split_documents
 
 
 MAX_ROWS = 8  # that a message names
@@ -94,15 +93,16 @@ class Diagnosis(TrainerCallback):
 
     def _rows(self, batch: Batch, dataset: Any) -> str:
         """Name the rows of a batch: their numbers in the prepared data where they can be found, and how they begin."""
-        documents = list(split_documents(batch))[:MAX_ROWS]
+        documents = split_documents(batch)
         numbers = find_rows(documents, dataset)
-        return "; ".join(
-            f"{f'row {numbers[index]}' if index in numbers else 'a row'} ({self._beginning(ids)})"
-            for index, ids in enumerate(documents)
-        )
+        named: dict[str, str] = {}  # a pair is two documents of one row
+        for place, document in enumerate(documents):
+            name = f"row {numbers[place]}" if place in numbers else "a row"
+            named.setdefault(name if place in numbers else f"{name} {place}", f"{name} ({self._beginning(document)})")
+        return "; ".join(list(named.values())[:MAX_ROWS])
 
-    def _beginning(self, ids: list[int]) -> str:
-        text = " ".join(self._tokenizer.decode(ids[:MAX_TEXT]).split())
+    def _beginning(self, document: Document) -> str:
+        text = " ".join(self._tokenizer.decode(document.ids[:MAX_TEXT]).split())
         return repr(text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "...")
 
 
@@ -112,28 +112,3 @@ def start_copy(numbers: Tensor, batches: list[Batch]) -> Watched:
     event = torch.cuda.Event()
     event.record()
     return Watched(on_host, batches, event)
-
-
-def split_documents(batch: Batch) -> Iterable[list[int]]:
-    """Return the ids of each document of a batch, padded or flat, without padding."""
-    ids, documents = batch["input_ids"], documents_of(batch)
-    mask = batch.get("attention_mask")
-    is_token = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else torch.ones_like(ids, dtype=torch.bool)
-    for number in documents[is_token].unique().tolist():
-        yield ids[is_token & (documents == number)].tolist()
-
-
-def find_rows(documents: list[list[int]], dataset: Any) -> Mapping[int, int]:
-    """Look the documents up in the dataset: number in the list -> row number. Only a stopped run pays for it."""
-    wanted = {tuple(ids): index for index, ids in enumerate(documents)}
-    found: dict[int, int] = {}
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        return found
-    for number in range(len(dataset)):
-        row = dataset[number]
-        index = wanted.get(tuple(row["input_ids"])) if "input_ids" in row else None
-        if index is not None:
-            found.setdefault(index, number)
-            if len(found) == len(wanted):
-                break
-    return found

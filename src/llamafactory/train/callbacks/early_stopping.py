@@ -1,8 +1,15 @@
 """Early stopping whose counter survives a resume, whatever patience the resumed run asks for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.trainer_callback import EarlyStoppingCallback, TrainerCallback
+
+from ...extras.errors import UserError
+
+
+UNRANKED = ("runtime", "per_second", "epoch")
+"""How the names of numbers end that say nothing about the model."""
 
 
 class RestorePatience(TrainerCallback):
@@ -25,3 +32,14 @@ def early_stopping_callbacks(patience: int) -> list[TrainerCallback]:
     """Return the callbacks that stop a run after `patience` evaluations without improvement."""
     early_stopping = EarlyStoppingCallback(early_stopping_patience=patience)
     return [early_stopping, RestorePatience(early_stopping)]
+
+
+def require_best_metric(name: str | None, metrics: Mapping[str, float]) -> None:
+    """Refuse an evaluation that did not measure what decides which checkpoint is best."""
+    if name is None or f"eval_{name.removeprefix('eval_')}" in metrics:
+        return
+    known = [metric.removeprefix("eval_") for metric in metrics if not metric.endswith(UNRANKED)]
+    raise UserError(
+        f"metric_for_best_model: {name} is not measured in this run's evaluations; set it to one of "
+        f"{', '.join(sorted(known))}."
+    )

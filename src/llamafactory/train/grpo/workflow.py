@@ -4,15 +4,17 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ...extras.errors import UserError
 from ..collation import row_collator
 from ..objective import RolloutPlan
 from ..reference import make_reference, silence_dropout
 from ..rollouts.checks import check_rollouts
+from ..rollouts.generation import sampling_of
 from ..rollouts.making import make_answer_maker
 from ..rollouts.predictor import reward_predictor
 from ..rollouts.schedule import keep_rows
 from ..rollouts.sources import make_reward_model
-from ..stage import Stage, StageContext
+from ..stage import RunArguments, Stage, StageContext
 from ..workflow import entry_point
 from .objective import GrpoObjective, count_weight
 from .rollout import GrpoRollout
@@ -27,6 +29,16 @@ CARD_KEYS = (
     "grpo_epochs",
     "grpo_clip_range",
 )
+
+
+def check_groups(arguments: RunArguments) -> None:
+    """Refuse groups of answers that cannot differ, on top of what no rollout could do."""
+    check_rollouts(arguments)
+    if arguments.training.do_train and sampling_of(arguments.generating).temperature == 0:
+        raise UserError(
+            "stage: grpo compares different answers to one prompt, but do_sample: false (or temperature: 0) writes "
+            "the same one each time: remove it."
+        )
 
 
 def grpo_objective(context: StageContext) -> GrpoObjective:
@@ -78,7 +90,7 @@ STAGE = Stage(
     helpers=grpo_helpers,
     rollout=grpo_rollout,
     predictor=reward_predictor,
-    check=check_rollouts,
+    check=check_groups,
     loss_may_be_zero=True,
     card_keys=CARD_KEYS,
     plots=("loss", "reward", "answer_length", "entropy"),

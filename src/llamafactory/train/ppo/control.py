@@ -7,6 +7,7 @@ from typing import Any
 
 HORIZON = 10_000  # answers over which the price can move by its full range, as Ziegler et al. (2019) have it
 LIMIT = 0.2
+ROUNDING = 1e-6  # of a float32, as a share of the number
 
 
 @dataclass
@@ -44,9 +45,9 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """1 until there are two different numbers."""
+        """1 until there are two numbers that differ by more than rounding."""
         variance = self.squares / (self.count - 1) if self.count > 1 else 0.0
-        return math.sqrt(variance) if variance > 0 else 1.0
+        return math.sqrt(variance) if variance > (ROUNDING * self.mean) ** 2 else 1.0
 
     def state(self) -> dict[str, Any]:
         """Return the numbers."""

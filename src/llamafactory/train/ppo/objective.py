@@ -1,6 +1,7 @@
 """The loss of PPO (Schulman et al. 2017): clipped surrogate of the policy and clipped loss of the values.
 
-Shapes: S answers, K answer tokens of all of them.
+Advantages have variance 1 whatever the rewards are; so that `value_coef` and `value_clip` mean the same for rewards of
+any size, values are measured in the spread of the returns so far. Shapes: S answers, K answer tokens of all of them.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from ..rollouts.answers import FINISHED, LENGTHS, TARGETS, token_outputs
 
 OLD_LOGPS, OLD_VALUES = "rollout_old_logps", "rollout_old_values"
 ADVANTAGES, RETURNS = "rollout_advantages", "rollout_returns"
+VALUE_UNIT = "rollout_value_unit"
+"""One number: the spread of the returns."""
 SCORES, KL = "rollout_scores", "rollout_kl"
 """[S]: what the reward sources gave, and the divergence of the whole answer from the reference."""
 
@@ -41,7 +44,10 @@ class PpoObjective:
             raise RuntimeError("The value head gave no values.")
         log_ratios_K = outputs.logps_K - batch[OLD_LOGPS]
         policy_K, clipped_K = clipped_surrogate(log_ratios_K, batch[ADVANTAGES], self.clip_range, self.clip_range)
-        value_K, _ = clipped_value_loss(outputs.values_K, batch[OLD_VALUES], batch[RETURNS], self.value_clip)
+        values_K, olds_K, returns_K = (
+            numbers / batch[VALUE_UNIT] for numbers in (outputs.values_K, batch[OLD_VALUES], batch[RETURNS])
+        )
+        value_K, _ = clipped_value_loss(values_K, olds_K, returns_K, self.value_clip)
         total = policy_K.sum() + self.value_coef * value_K.sum()
         tokens = {
             "policy_loss": policy_K,

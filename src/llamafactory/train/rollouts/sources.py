@@ -13,6 +13,7 @@ from ...hparams import FinetuningArguments, ModelArguments
 from ...model.dtype import DtypeChoice, choose_dtype, training_flags
 from ...model.loader import load_model, load_tokenizer
 from ...model.model_utils.valuehead import load_valuehead_params
+from ...model.quantization import is_quantized
 from ...model.sources import resolve_adapter
 from ..collation import row_collator
 from ..rm.scoring import ScoredCollator
@@ -56,7 +57,9 @@ def make_reward_model(context: StageContext) -> dict[str, nn.Module]:
     loading = replace(finetuning, finetuning_type="lora", create_new_adapter=False)
     model: Any = load_model(context.tokenizer, model_args, loading, dtype=whole, head="score")
     logger.info("Reward model: %s.", finetuning.reward_model)
-    return {REWARD: model.to(current_device(read_env().local_rank or 0)).requires_grad_(False)}
+    if not is_quantized(model):
+        model = model.to(current_device(read_env().local_rank or 0))
+    return {REWARD: model.requires_grad_(False)}
 
 
 def reward_model_arguments(arguments: RunArguments) -> ModelArguments:
@@ -71,6 +74,7 @@ def reward_model_arguments(arguments: RunArguments) -> ModelArguments:
         model_name_or_path=name,
         adapter_name_or_path=finetuning.reward_model_adapters,
         adapter_folder=None,
+        quantization_bit=finetuning.reward_model_quantization_bit,
     )
 
 
