@@ -19,6 +19,7 @@ from .extras.version import VERSION
 COMMANDS: Mapping[str, str] = {
     "train": "llamafactory.train.tuner:run_exp",
     "chat": "llamafactory.chat.chat_model:run_chat",
+    "api": "llamafactory.api.server:run_api",
     "export": "llamafactory.train.tuner:export_model",
     "data": "llamafactory.data.inspection.command:run_data",
     "bench": "llamafactory.bench.command:run_bench",
@@ -28,7 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "version": "llamafactory.launcher:show_version",
     "help": "llamafactory.launcher:show_help",
 }
-CONFIGURED = ("train", "chat", "export")  # commands that read a configuration, which is checked first
+CONFIGURED = ("train", "chat", "api", "export")  # commands that read a configuration, which is checked first
 ALIASES: Mapping[str, str] = {"--help": "help", "-h": "help", "--version": "version", "-v": "version"}
 
 USAGE = """\
@@ -36,6 +37,7 @@ usage: llamafactory-cli COMMAND [run.yaml] [key=value ...] [--key value ...]
 
   train      fine-tune a model
   chat       talk with a model in the terminal
+  api        serve a model over HTTP, as OpenAI's clients expect it
   export     merge an adapter into its model and save it
   data       check, preview or count the data of a run
   bench      measure training, preprocessing and answering on this machine

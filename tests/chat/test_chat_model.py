@@ -90,23 +90,6 @@ def test_a_seed_repeats_an_answer_and_leaves_the_global_state_alone(model: ChatM
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_sampling_draws_from_the_models_distribution(model: ChatModel) -> None:
-    from llamafactory.chat.requests import generation_options
-    from llamafactory.chat.sampling import build_sampler
-    from llamafactory.hparams import GeneratingArguments
-
-    arguments = GeneratingArguments(temperature=0.7, top_k=3, top_p=1.0)
-    options = generation_options(arguments, {"seed": 0})
-    (sampler,) = build_sampler(options, torch.device("cpu"))
-    scores = torch.tensor([[1.0, 0.5, 0.2, -0.3, 2.0]]).repeat(20000, 1)
-
-    draws = sampler(torch.zeros(20000, 1, dtype=torch.long), scores).argmax(-1)
-
-    kept = torch.tensor([1.0, 0.5, -torch.inf, -torch.inf, 2.0]) / 0.7
-    shares = torch.bincount(draws, minlength=5) / 20000
-    assert torch.allclose(shares, kept.softmax(0), atol=0.015)
-
-
 def test_the_finish_reason_says_why(model: ChatModel, tiny_tokenizer: Any) -> None:
     (cut,) = model.chat(QUESTION, do_sample=False, max_new_tokens=3)
     assert (cut.finish_reason, cut.response_length) == ("length", 3)

@@ -30,7 +30,9 @@ def imported_by(code: str, *words: str) -> set[str]:
     return set(eval(result.stdout.split("IMPORTED")[-1]))  # noqa: S307 - our own output
 
 
-@pytest.mark.parametrize("words", [["version"], ["help"], ["train", "--help"], ["schema"], ["env", "--vars"], []])
+@pytest.mark.parametrize(
+    "words", [["version"], ["help"], ["train", "--help"], ["api", "--help"], ["schema"], ["env", "--vars"], []]
+)
 def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
     code = "from llamafactory.cli import main\nmain(sys.argv[1:])"
     assert imported_by(code, *words) == set()

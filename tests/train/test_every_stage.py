@@ -131,10 +131,7 @@ def _assert_files(folder: Path, stage: str, method: str) -> None:
     if stage == "ppo":
         wanted |= {"value_head.safetensors"}
     assert wanted <= found
-    assert {name for name in found - wanted if not name.endswith(".png")} <= {
-        "generation_config.json",
-        "base_changes.json",
-    }
+    assert {name for name in found - wanted if not name.endswith(".png")} <= {"generation_config.json"}
     metrics = {"ppo": "eval_reward", "grpo": "eval_reward"}.get(stage, "eval_loss")
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     assert {"train_loss", "epoch", metrics} <= results.keys()

@@ -3,14 +3,14 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from ..extras.registry import Registry
 from ..hparams.parser import Args, get_infer_args
 from .base_engine import BaseEngine
-from .requests import ChatRequest, Messages, Response, generation_options
+from .requests import AnyRequest, ChatRequest, CompletionRequest, Messages, Response, StreamChunk, generation_options
 from .terminal import run_chat
 
 
@@ -19,12 +19,14 @@ __all__ = ["ENGINES", "ChatModel", "run_chat"]
 ENGINES: Registry[type[BaseEngine]] = Registry(
     "infer_backend", {"huggingface": "llamafactory.chat.hf_engine:HuggingfaceEngine"}
 )
+Value = TypeVar("Value")
 
 
 class ChatModel:
     """A loaded model with its template; safe to call from several threads and event loops.
 
-    The engine lives on one event loop in a thread of its own, so plain and async callers share it.
+    A server makes requests with `chat_request` and `completion_request` and gives them to `engine.chat` or
+    `engine.stream_chat` on its own event loop; the methods here are for everybody else.
     """
 
     def __init__(self, args: Args = None) -> None:
@@ -32,75 +34,110 @@ class ChatModel:
         make_engine: Any = ENGINES.get(model_args.infer_backend)
         self.engine: BaseEngine = make_engine(model_args, data_args, finetuning_args, generating_args)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="chat-engine", daemon=True).start()
+        threading.Thread(target=self._loop.run_forever, name="chat-calls", daemon=True).start()
 
     def chat(
         self, messages: Messages, system: str | None = None, tools: str | None = None, **options: Any
     ) -> list[Response]:
-        """Answer a conversation; options such as max_new_tokens, temperature, seed or stop hold for this call."""
-        request = self._request(messages, system, tools, options)
-        return asyncio.run_coroutine_threadsafe(self.engine.chat(request), self._loop).result()
+        """Answer a conversation; options such as max_new_tokens, temperature, seed or stop hold for this call.
+
+        `adapter` and `thinking` (see ChatRequest) are options too.
+        """
+        return self._wait(self.engine.chat(self.chat_request(messages, system, tools, **options)))
 
     async def achat(
         self, messages: Messages, system: str | None = None, tools: str | None = None, **options: Any
     ) -> list[Response]:
         """Answer a conversation without blocking the caller's event loop."""
-        request = self._request(messages, system, tools, options)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.engine.chat(request), self._loop))
+        return await self.engine.chat(self.chat_request(messages, system, tools, **options))
 
     def stream_chat(
         self, messages: Messages, system: str | None = None, tools: str | None = None, **options: Any
     ) -> Generator[str, None, None]:
         """Give the answer piece by piece; leaving the loop early stops the model."""
-        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        request = self._request(messages, system, tools, options)
-        task = asyncio.run_coroutine_threadsafe(self._pump(request, pieces.put), self._loop)
-        is_over = False
-        try:
-            while (text := pieces.get()) is not None:
-                yield text
-            is_over = True
-            task.result()
-        finally:
-            task.cancel()
-            while not is_over:  # the engine must be idle before the next request
-                is_over = pieces.get() is None
+        request = self.chat_request(messages, system, tools, **_one_answer(options))
+        for chunk in self.stream_chunks(request):
+            if chunk.text:
+                yield chunk.text
 
     async def astream_chat(
         self, messages: Messages, system: str | None = None, tools: str | None = None, **options: Any
     ) -> AsyncGenerator[str, None]:
         """Give the answer piece by piece on the caller's event loop; closing the generator stops the model."""
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        request = self._request(messages, system, tools, options)
+        request = self.chat_request(messages, system, tools, **_one_answer(options))
+        async with aclosing(self.engine.stream_chat(request)) as stream:
+            async for chunk in stream:
+                if chunk.text:
+                    yield chunk.text
 
-        def put(text: str | None) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, text)
-
-        task = asyncio.run_coroutine_threadsafe(self._pump(request, put), self._loop)
+    def stream_chunks(self, request: AnyRequest) -> Generator[StreamChunk, None, None]:
+        """Give the chunks of all answers of a request; leaving the loop early stops the model."""
+        chunks: queue.SimpleQueue[StreamChunk | None] = queue.SimpleQueue()
+        task = asyncio.run_coroutine_threadsafe(self._pump(request, chunks), self._loop)
+        is_over = False
         try:
-            while (text := await pieces.get()) is not None:
-                yield text
+            while (chunk := chunks.get()) is not None:
+                yield chunk
+            is_over = True
             task.result()
         finally:
             task.cancel()
+            while not is_over:  # the rows are out of the batch when this returns
+                is_over = chunks.get() is None
 
-    async def _pump(self, request: ChatRequest, put: Any) -> None:
-        """Run on the engine's loop: hand on every piece of text, and None behind them, whatever happens."""
-        try:
-            async with aclosing(self.engine.stream_chat(request)) as stream:
-                async for chunk in stream:
-                    if chunk.text:
-                        put(chunk.text)
-        finally:
-            put(None)
+    def get_scores(self, batch_input: Sequence[str], max_length: int | None = None) -> list[float]:
+        """Return a reward model's score of each text."""
+        return self._wait(self.engine.get_scores(batch_input, max_length))
 
-    def _request(
-        self, messages: Messages, system: str | None, tools: str | None, options: dict[str, Any]
+    async def aget_scores(self, batch_input: Sequence[str], max_length: int | None = None) -> list[float]:
+        """Return a reward model's score of each text without blocking the caller's event loop."""
+        return await self.engine.get_scores(batch_input, max_length)
+
+    def chat_request(
+        self,
+        messages: Messages,
+        system: str | None = None,
+        tools: str | None = None,
+        *,
+        adapter: str | None = None,
+        thinking: bool | None = None,
+        **options: Any,
     ) -> ChatRequest:
+        """Make the request of a conversation; the options are checked here."""
         return ChatRequest(
             messages=list(messages),
             system=system,
             tools=tools,
             options=generation_options(self.engine.generating_args, options),
+            adapter=adapter,
+            thinking=thinking,
         )
+
+    def completion_request(
+        self, prompt: str | Sequence[int], *, adapter: str | None = None, **options: Any
+    ) -> CompletionRequest:
+        """Make the request of a plain prompt; the options are checked here."""
+        return CompletionRequest(
+            prompt=prompt, options=generation_options(self.engine.generating_args, options), adapter=adapter
+        )
+
+    def close(self) -> None:
+        """Stop the engine; calls that are still running raise EngineStoppedError."""
+        self.engine.close()
+
+    def _wait(self, call: Coroutine[Any, Any, Value]) -> Value:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+    async def _pump(self, request: AnyRequest, chunks: "queue.SimpleQueue[StreamChunk | None]") -> None:
+        """Hand on every chunk, and None behind them, whatever happens."""
+        try:
+            async with aclosing(self.engine.stream_chat(request)) as stream:
+                async for chunk in stream:
+                    chunks.put(chunk)
+        finally:
+            chunks.put(None)
+
+
+def _one_answer(options: dict[str, Any]) -> dict[str, Any]:
+    """A stream of text alone could not tell several answers apart."""
+    return {name: min(value, 1) if name in ("n", "num_return_sequences") else value for name, value in options.items()}

@@ -1,21 +1,31 @@
-"""The default engine: `generate` of transformers in a worker thread, one request at a time."""
+"""The default engine: the model runs in this process; answers that are asked for at the same time share its steps."""
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
-
 from ..data.template import get_template_and_fix_tokenizer
+from ..extras.env import read_env
 from ..extras.errors import UserError
 from ..model import load_model, load_tokenizer
-from .answer_text import AnswerText
+from ..model.request import Head
+from .adapters import load_adapters
+from .answer import Event, Job
 from .base_engine import BaseEngine
-from .requests import ChatRequest, GenerationOptions, Response, StreamChunk
-from .sampling import build_sampler
+from .batch import Limits
+from .page_memory import paged_model
+from .requests import (
+    AnyRequest,
+    EngineStats,
+    GenerationOptions,
+    Response,
+    StreamChunk,
+    TooLongError,
+)
+from .scheduler import Scheduler
+from .scores import score_rows
+from .solo import SoloWriter
 
 
 if TYPE_CHECKING:
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class HuggingfaceEngine(BaseEngine):
-    """Runs the model in this process; adapters are merged, so decoding costs what the base model costs."""
+    """Continuous batching over transformers' models; adapters of the run are merged, so they cost nothing."""
 
     def __init__(
         self,
@@ -35,104 +45,93 @@ class HuggingfaceEngine(BaseEngine):
         self.tokenizer = load_tokenizer(model_args)["tokenizer"]
         self.template = get_template_and_fix_tokenizer(self.tokenizer, data_args)
         self.generating_args = generating_args
-        self.model = load_model(self.tokenizer, model_args, finetuning_args)
+        self.can_generate = finetuning_args.stage != "rm"
+        head: Head = "words" if self.can_generate else "score"
+        self.model = load_model(self.tokenizer, model_args, finetuning_args, head=head)
         self.stop_ids = self.template.get_stop_token_ids(self.tokenizer)
-        self._one_at_a_time = asyncio.Lock()
+        env = read_env()
+        limits = Limits(max_running=env.max_concurrent, max_waiting=env.max_queue)
+        pad: Any = self.tokenizer.pad_token_id
+        adapters = load_adapters(self.model, model_args)
+        self.adapter_names = adapters.names if adapters else ()
+        solo = SoloWriter(self.model, self.stop_ids[0] if pad is None else pad, adapters)
+        is_paged = self.can_generate and model_args.use_kv_cache
+        paged = paged_model(self.model, limits.max_running, adapters) if is_paged else None
+        self.scheduler = Scheduler(self.tokenizer, paged, solo, limits)
 
-    async def chat(self, request: ChatRequest) -> list[Response]:
-        """Generate all answers of the request in one batch."""
-        prompt = self.encode_prompt(request)
-        async with self._one_at_a_time:
-            rows = await self._in_thread(prompt, request.options, None, threading.Event())
-        return [self._response(row, len(prompt), request.options) for row in rows]
+    async def chat(self, request: AnyRequest) -> list[Response]:
+        """Return all answers of the request."""
+        responses: list[Response] = []
+        async with aclosing(self._answers(request, is_streamed=False)) as chunks:
+            async for chunk in chunks:
+                reason = chunk.finish_reason or "length"
+                lengths = chunk.response_length, chunk.prompt_length
+                responses.append(
+                    Response(chunk.text, *lengths, reason, chunk.logprobs, chunk.index, chunk.cached_length)
+                )
+        return sorted(responses, key=lambda response: response.index)
 
-    async def stream_chat(self, request: ChatRequest) -> AsyncGenerator[StreamChunk, None]:
-        """Give the answer as it is made; beams are followed to their end first, so they come in one piece."""
-        prompt = self.encode_prompt(request)
-        tokens: asyncio.Queue[int | None] = asyncio.Queue()
-        cancelled = threading.Event()
-        answer = self._answer_text(request.options)
-        async with self._one_at_a_time:
-            work = asyncio.ensure_future(self._feed(prompt, request.options, tokens, cancelled))
-            try:
-                while (token := await tokens.get()) is not None and not answer.is_stopped:
-                    if text := answer.add(token):
-                        yield StreamChunk(text, answer.num_tokens, len(prompt))
-                cancelled.set()
-                await work  # raises what went wrong in the thread
-                yield StreamChunk(answer.finish(), answer.num_tokens, len(prompt), answer.finish_reason)
-            finally:
-                cancelled.set()
-                await asyncio.wait([work])
+    async def stream_chat(self, request: AnyRequest) -> AsyncGenerator[StreamChunk, None]:
+        """Give the answers as they are made; beams are followed to their end first, so they come in one piece."""
+        async with aclosing(self._answers(request, is_streamed=True)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
-    async def _feed(
-        self,
-        prompt: list[int],
-        options: GenerationOptions,
-        tokens: "asyncio.Queue[int | None]",
-        cancelled: threading.Event,
-    ) -> None:
-        """Put the tokens of the answer into the queue as they come, and None behind them, whatever happens."""
+    async def get_scores(self, texts: Sequence[str], max_length: int | None = None) -> list[float]:
+        """Return a reward model's score of each text, made between two steps of whatever else runs."""
+        if self.can_generate:
+            return await super().get_scores(texts, max_length)
+        rows = [self._encode_text(text)[:max_length] for text in texts]
         loop = asyncio.get_running_loop()
+        result: asyncio.Future[list[float]] = loop.create_future()
+
+        def task() -> None:
+            scores = score_rows(self.model, rows)
+            loop.call_soon_threadsafe(result.set_result, scores)
+
+        self.scheduler.call(task)
+        return await result
+
+    def stats(self) -> EngineStats:
+        """Return the counters of now."""
+        return self.scheduler.stats()
+
+    def close(self) -> None:
+        """Stop the engine's thread."""
+        self.scheduler.close()
+
+    async def _answers(self, request: AnyRequest, *, is_streamed: bool) -> AsyncGenerator[StreamChunk, None]:
+        """Give the chunks until every answer has its last one; leaving early cancels the request."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def put(event: Event) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = self._job(request, put, is_streamed)
+        self.scheduler.submit(job)
+        num_left = request.options.num_return_sequences
         try:
-            if options.arguments.num_beams > 1:
-                for token in (await self._in_thread(prompt, options, None, cancelled))[0]:
-                    tokens.put_nowait(token)
-            else:
-                streamer = TokenStreamer(lambda token: loop.call_soon_threadsafe(tokens.put_nowait, token))
-                await self._in_thread(prompt, options, streamer, cancelled)
+            while num_left:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                num_left -= event.finish_reason is not None
+                yield event
         finally:
-            tokens.put_nowait(None)
+            if num_left:
+                self.scheduler.cancel(job)
 
-    async def _in_thread(
-        self,
-        prompt: list[int],
-        options: GenerationOptions,
-        streamer: "TokenStreamer | None",
-        cancelled: threading.Event,
-    ) -> list[list[int]]:
-        return await asyncio.to_thread(self._generate, prompt, options, streamer, cancelled)
-
-    def _generate(
-        self,
-        prompt: list[int],
-        options: GenerationOptions,
-        streamer: "TokenStreamer | None",
-        cancelled: threading.Event,
-    ) -> list[list[int]]:
-        """Return the new ids of every answer, padding and what follows a stop id included."""
-        num_rows = 1 if streamer is not None else options.num_return_sequences
-        is_beam = options.arguments.num_beams > 1
-        input_ids = torch.tensor([prompt] * (1 if is_beam else num_rows), device=self.model.device)
-        model: Any = self.model  # transformers' stubs hide generate
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                generation_config=self._generation_config(len(prompt), options),
-                logits_processor=build_sampler(options, self.model.device) if not is_beam else None,
-                stopping_criteria=StoppingCriteriaList([StopWatch(self, options, len(prompt), cancelled)]),
-                streamer=streamer,
-            )
-        rows: list[list[int]] = output[:, len(prompt) :].tolist()
-        return rows
-
-    def _generation_config(self, prompt_length: int, options: GenerationOptions) -> GenerationConfig:
-        """Sampling is left to our own processor, so for transformers every search is greedy or by beams."""
-        arguments = options.arguments
-        is_beam = arguments.num_beams > 1
-        pad = self.tokenizer.pad_token_id
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=arguments.num_beams,
-            num_return_sequences=options.num_return_sequences if is_beam else 1,
-            max_new_tokens=self._room_for_answer(prompt_length, options),
-            repetition_penalty=arguments.repetition_penalty,
-            length_penalty=arguments.length_penalty if is_beam else None,
-            eos_token_id=self.stop_ids,
-            pad_token_id=self.stop_ids[0] if pad is None else pad,
-            use_cache=self.model.config.use_cache,
-        )
+    def _job(self, request: AnyRequest, sink: Any, is_streamed: bool) -> Job:
+        if not self.can_generate:
+            raise UserError("This is a reward model: it gives scores, not answers; load it without `stage: rm`.")
+        self.check_adapter(request)
+        prompt = self.encode_prompt(request)
+        options = request.options
+        stop_ids = frozenset() if options.ignore_eos else frozenset((*self.stop_ids, *options.stop_token_ids))
+        room = self._room_for_answer(len(prompt), options)
+        return Job(prompt, options, sink, stop_ids, room, request.adapter, is_streamed)
 
     def _room_for_answer(self, prompt_length: int, options: GenerationOptions) -> int:
         """How many tokens the answer may have, within what was asked for and what the model can read."""
@@ -142,60 +141,5 @@ class HuggingfaceEngine(BaseEngine):
         room = asked if limit is None else min(asked, limit - prompt_length)
         if room < 1:
             bound = f"max_length {arguments.max_length}" if asked < 1 else f"the model's limit of {limit}"
-            raise UserError(f"The conversation has {prompt_length} tokens, which leaves no room within {bound}.")
+            raise TooLongError(f"The conversation has {prompt_length} tokens, which leaves no room within {bound}.")
         return room
-
-    def _answer_text(self, options: GenerationOptions) -> AnswerText:
-        return AnswerText(
-            self.tokenizer,
-            self.stop_ids,
-            options.stop,
-            skip_special_tokens=options.arguments.skip_special_tokens,
-        )
-
-    def _response(self, row: list[int], prompt_length: int, options: GenerationOptions) -> Response:
-        answer = self._answer_text(options)
-        text = "".join(answer.add(token) for token in row) + answer.finish()
-        return Response(text, answer.num_tokens, prompt_length, answer.finish_reason)
-
-
-class TokenStreamer(BaseStreamer):
-    """Hands every new token on; the first call of `generate` brings the prompt, which is not part of the answer."""
-
-    def __init__(self, emit: Callable[[int], Any]) -> None:
-        self.emit = emit
-        self.has_prompt = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, then one token at a time."""
-        if self.has_prompt:
-            for token in value.flatten().tolist():
-                self.emit(token)
-        self.has_prompt = True
-
-    def end(self) -> None:
-        """Nothing is held back here."""
-
-
-class StopWatch(StoppingCriteria):
-    """Ends the work when nobody waits for it any more, and ends a row whose text holds a stop text."""
-
-    def __init__(
-        self, engine: HuggingfaceEngine, options: GenerationOptions, prompt_length: int, cancelled: threading.Event
-    ) -> None:
-        self.engine = engine
-        self.options = options
-        self.prompt_length = prompt_length
-        self.cancelled = cancelled
-        # A token adds at least one byte to the text, unless it is left out of it.
-        self.num_tail = max((len(text.encode()) for text in options.stop), default=0) + 8
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Say for every row whether it is done."""
-        done = torch.full((input_ids.shape[0],), self.cancelled.is_set(), device=input_ids.device)
-        if self.options.stop and not self.cancelled.is_set():
-            start = max(self.prompt_length, input_ids.shape[1] - self.num_tail)
-            texts = self.engine.tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-            hits = [any(stop in text for stop in self.options.stop) for text in texts]
-            done = torch.tensor(hits, device=input_ids.device)
-        return done

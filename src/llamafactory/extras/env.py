@@ -60,6 +60,8 @@ class Env:
         "LLAMAFACTORY_CACHE", "~/.cache/llamafactory", "Folder for converted models and unpacked wheels."
     )
     allow_extra_args: bool = _variable("ALLOW_EXTRA_ARGS", False, "Ignores unknown keys with a notice.")
+    max_concurrent: int = _variable("MAX_CONCURRENT", 16, "Answers that the huggingface engine writes at once.")
+    max_queue: int = _variable("MAX_QUEUE", 256, "Answers that may wait for that; one more is refused.")
     record_vram: bool = _variable("RECORD_VRAM", False, "Adds the device memory in use to trainer_log.jsonl.")
     use_modelscope_hub: bool = _variable("USE_MODELSCOPE_HUB", False, "Hub ids are looked up on ModelScope.")
     use_openmind_hub: bool = _variable("USE_OPENMIND_HUB", False, "Hub ids are looked up on Modelers (openMind).")
@@ -68,6 +70,21 @@ class Env:
     wandb_project: str = _variable(
         "WANDB_PROJECT", "llamafactory", "Project that Weights & Biases runs are filed under."
     )
+
+    api_host: str = _variable(
+        "API_HOST", "127.0.0.1", "Address that the API listens on; any but this machine's own needs API_KEY."
+    )
+    api_port: int = _variable("API_PORT", 8000, "Port of the API; 0 takes a free one and says which.")
+    api_key: str | None = _variable(
+        "API_KEY", None, "What clients of the API have to send as bearer token.", is_secret=True
+    )
+    api_model_name: str = _variable("API_MODEL_NAME", "gpt-3.5-turbo", "Name of the model in the API.")
+    api_verbose: bool = _variable("API_VERBOSE", True, "Logs one line for each request of the API.")
+    api_cors_origins: str = _variable(
+        "API_CORS_ORIGINS", "", "Web pages that may use the API, with commas between them; unset: none."
+    )
+    api_max_body: int = _variable("API_MAX_BODY", 16, "Largest request body of the API in MiB.")
+    root_path: str = _variable("FASTAPI_ROOT_PATH", "", "Path under which a proxy serves the API.")
 
     @property
     def cache_dir(self) -> Path:

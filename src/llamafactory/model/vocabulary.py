@@ -48,10 +48,10 @@ def add_tokens(tokenizer: "PreTrainedTokenizerBase", model_args: "ModelArguments
     logger.info("New tokens: %s.", ", ".join([*added[0], *added[1]]) or "none, all are known already")
 
 
-def noted_tokens(tokenizer: Any, noted: BaseChanges) -> tuple[list[str], list[str]]:
+def noted_tokens(tokenizer: Any, noted: BaseChanges) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return all tokens that an adapter has to note: ordinary ones and control tokens."""
     ordinary, special = vars(tokenizer).get(NEW_TOKENS, ((), ()))
-    return [*noted.ordinary_tokens, *ordinary], [*noted.special_tokens, *special]
+    return (*noted.ordinary_tokens, *ordinary), (*noted.special_tokens, *special)
 
 
 def _add(

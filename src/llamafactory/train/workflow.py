@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Subset
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.arrangement import arrange_rows
@@ -26,7 +26,7 @@ from ..extras.env import read_env, set_defaults
 from ..extras.logging import get_logger
 from ..extras.plotting import plot_loss
 from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
-from ..model.dtype import choose_dtype, training_flags
+from ..model.dtype import DtypeChoice, choose_dtype, training_flags
 from ..model.loader import load_model, load_tokenizer
 from .adapter_start import adapter_callbacks, start_from_data
 from .batches import size_of
@@ -142,31 +142,12 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         set_defaults({"TENSORBOARD_LOGGING_DIR": arguments.training.logging_dir})
     choose_threads()
     set_seed(arguments.training.seed)
-    loaded = load_tokenizer(arguments.model)
-    tokenizer, processor = loaded["tokenizer"], loaded["processor"]
-    template = get_template_and_fix_tokenizer(tokenizer, arguments.data)
-    datasets = get_dataset(template, arguments.model, arguments.data, arguments.training, stage.dataset, **loaded)
+    dtypes = choose_dtype(training_flags(arguments.training, arguments.finetuning), device_facts())
+    context, datasets = load(stage, arguments, hf_arguments, dtypes)
+    tokenizer, layout = context.tokenizer, context.layout
+    model = cast(PreTrainedModel, context.model)
     train_dataset = arrange_rows(datasets["train_dataset"], stage.dataset, arguments.data, arguments.training.seed)
     eval_dataset = arrange_rows(datasets["eval_dataset"], stage.dataset, arguments.data, is_training=False)
-    dtypes = choose_dtype(training_flags(arguments.training, arguments.finetuning), device_facts())
-    model = load_model(
-        tokenizer,
-        arguments.model,
-        arguments.finetuning,
-        is_trainable=arguments.training.do_train,
-        dtype=dtypes,
-        head=stage.head,
-    )
-    settle_liger(model, arguments)
-    layout = choose_layout(model, arguments, hf_arguments, kind=stage.dataset, joins_rows=stage.joins_rows)
-    context = StageContext(
-        arguments=arguments,
-        tokenizer=tokenizer,
-        processor=processor,
-        template=template,
-        model=model,
-        layout=layout,
-    )
     parts = with_penalties(with_plugins(stage.build(context), context), context)
     if stage.annotate is not None:
         train_dataset, eval_dataset = (stage.annotate(context, rows) for rows in (train_dataset, eval_dataset))
@@ -191,7 +172,7 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
         interrupt=interrupt,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset if hf_arguments.do_eval else None,
-        processing_class=processor or tokenizer,
+        processing_class=context.processor or tokenizer,
     )
     trainer.make_optimizer = optimizer_maker(arguments.finetuning)
     trainer.add_callback(LogCallback(trainer.meter, record_vram=read_env().record_vram))
@@ -199,6 +180,34 @@ def prepare(stage: Stage, arguments: RunArguments, callbacks: Sequence[TrainerCa
     if isinstance(train_dataset, StreamRows):
         trainer.add_callback(StreamReport(train_dataset, report))
     return Run(stage, arguments, trainer, eval_dataset, interrupt, report())
+
+
+def load(
+    stage: Stage, arguments: RunArguments, hf_arguments: Seq2SeqTrainingArguments, dtypes: DtypeChoice
+) -> tuple[StageContext, DatasetModule]:
+    """Load the tokenizer, the rows and the model, in this order: mistakes in the data show before weights are read."""
+    loaded = load_tokenizer(arguments.model)
+    tokenizer = loaded["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, arguments.data)
+    datasets = get_dataset(template, arguments.model, arguments.data, arguments.training, stage.dataset, **loaded)
+    model = load_model(
+        tokenizer,
+        arguments.model,
+        arguments.finetuning,
+        is_trainable=arguments.training.do_train,
+        dtype=dtypes,
+        head=stage.head,
+    )
+    settle_liger(model, arguments)
+    context = StageContext(
+        arguments=arguments,
+        tokenizer=tokenizer,
+        processor=loaded["processor"],
+        template=template,
+        model=model,
+        layout=choose_layout(model, arguments, hf_arguments, kind=stage.dataset, joins_rows=stage.joins_rows),
+    )
+    return context, datasets
 
 
 def describe_data(

@@ -1,0 +1,1 @@
+"""The HTTP server that OpenAI's clients can talk to."""
