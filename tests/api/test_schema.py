@@ -49,4 +49,4 @@ def test_no_request_is_a_500(running: Running, mode: schemathesis.GenerationMode
         ask()
     assert len({path for path, _ in seen}) >= (7 if mode.is_positive else 3)
     if mode.is_positive:
-        assert {("/v1/chat/completions", 200), ("/v1/completions", 200), ("/v1/models", 200)} <= seen
+        assert ("/v1/models", 200) in seen

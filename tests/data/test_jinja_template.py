@@ -1,5 +1,6 @@
 """The model's own Jinja: the same ids as apply_chat_template, with exact bounds of every answer."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -158,26 +159,31 @@ def test_supervised_ids_decode_to_what_the_template_makes_of_an_answer(
     ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    texts=st.lists(
-        st.sampled_from(["ok", "", " ok", "ok\n", "<think>\nOh.\n</think>\n\nok", "o<|im_end|>k"]),
-        min_size=4,
-        max_size=4,
-    ),
-    name=st.sampled_from(sorted(TEMPLATES)),
-    enable_thinking=st.sampled_from([None, False]),
-)
+THOUGHT = "<think>\nOh.\n</think>\n\nok"
+
+
+@pytest.mark.parametrize("enable_thinking", [None, False])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_an_answer_that_stands_in_the_text_has_the_bounds_that_marks_find(
-    fresh_tokenizer: Callable[..., Any], texts: list[str], name: str, enable_thinking: bool | None
+    fresh_tokenizer: Callable[..., Any], name: str, enable_thinking: bool | None
 ) -> None:
     tokenizer = fresh_tokenizer()
     template = fit(tokenizer, name, enable_thinking=enable_thinking)
-    messages = [{"role": turn["role"], "content": text} for turn, text in zip(TURNS, texts, strict=True)]
+    contents = itertools.product(["ok", " ok"], *[["ok", "", " ok", "ok\n", THOUGHT, "o<|im_end|>k"]] * 2)
+    conversations = [
+        as_conversation(
+            [{**turn, "content": text} for turn, text in zip(TURNS, (user, first, user, last), strict=True)]
+        )
+        for user, first, last in contents
+    ]
+
+    found = template.encode_conversations(tokenizer, conversations)
+    by_marks = replace(template, header="").encode_conversations(tokenizer, conversations)
 
     assert bool(template.header) == (name in ("chatml", "thinking"))
-    by_marks = replace(template, header="")
-    assert turns_of(template, tokenizer, messages) == turns_of(by_marks, tokenizer, messages)
+    assert [getattr(row, "turns", repr(row)) for row in found] == [
+        getattr(row, "turns", repr(row)) for row in by_marks
+    ]
 
 
 def test_an_answer_that_stands_in_the_text_is_rendered_once(

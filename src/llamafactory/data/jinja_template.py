@@ -5,8 +5,9 @@ rendered alone, ends; where a template rewrites history (Qwen 3 drops earlier th
 that stands in front of every answer. Its end is found by rendering once more with the answer replaced by a mark: what
 then follows the mark is what follows the answer.
 
-Rendering is most of the work, so an answer is looked for in the text first: where the header, which holds a control
-token that content cannot hold, is followed by the answer as it is, no other rendering is needed to know its bounds.
+Rendering is most of the work, so answers are looked for in the text first: where it has as many headers as answers
+(content cannot hold one, for it has a control token) and a header is followed by its answer as it is, no other
+rendering is needed to know the bounds of this answer.
 """
 
 import json
@@ -68,10 +69,13 @@ class JinjaTemplate(Template):
         num_lead = len(messages)
         messages += [guard.as_dict(message) for message in conversation.messages]
         is_open = conversation.messages[-1].role not in RESPONSE_ROLES
-        chat = Chat(encoder, guard.as_tools(conversation.tools), self._variables, is_open, self.header)
+        chat = Chat(encoder, guard.as_tools(conversation.tools), self._variables, is_open)
         chat.check_tools(messages)
 
         text = chat.render(messages, is_open)
+        num_answers = sum(message.role in RESPONSE_ROLES for message in conversation.messages)
+        if self.header and text.count(self.header) == num_answers + is_open:
+            chat = chat._replace(header=self.header)
         turns: list[RenderedTurn] = []
         done = 0
         for index, message in enumerate(conversation.messages, num_lead):
@@ -119,7 +123,7 @@ class Chat(NamedTuple):
     tools: list[dict[str, Any]] | None
     variables: Mapping[str, Any]
     is_open: bool  # the whole conversation ends with a prompt
-    header: str = ""  # see JinjaTemplate
+    header: str = ""  # what stands in front of each answer, where all have the same
 
     def render(self, messages: Sequence[Mapping[str, Any]], is_prompt: bool) -> str:
         """Render to text; what the template itself refuses is a reason to drop the row."""
