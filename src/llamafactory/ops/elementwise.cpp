@@ -3,7 +3,6 @@
 // Shapes: N rows, D width, B rows of a batch, H heads, T tokens.
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,49 +11,9 @@ static int omp_get_max_threads() { return 1; }
 static int omp_get_thread_num() { return 0; }
 #endif
 
+#include "lanes.h"
+
 namespace {
-
-struct bf16 {
-  uint16_t bits;
-};
-
-inline float load(float value) { return value; }
-
-inline float load(bf16 value) {
-  uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, 4);
-  return wide;
-}
-
-inline void store(float* place, float value) { *place = value; }
-
-// Round to nearest, ties to even; rounding would turn some NaN into infinity, so those are set.
-inline void store(bf16* place, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  place->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-
-// Cephes' expf (relative error below 2e-7), written so that the compiler can vectorise it.
-inline float exponential(float x) {
-  x = x > 88.0f ? 88.0f : x;
-  x = x < -87.0f ? -87.0f : x;
-  float n = __builtin_rintf(x * 1.44269504088896341f);
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
-  return p * power;
-}
 
 // Value and slope of the two activations; 1 is the tanh form of GELU, by tanh(z) = 1 - 2 / (exp(2 z) + 1).
 template <int KIND>
