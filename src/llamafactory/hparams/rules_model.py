@@ -2,10 +2,21 @@
 
 from collections.abc import Iterator
 
+from ..extras.catalog import DownloadSource, find_hub_id, is_display_name, known_models
 from .methods import tuning_methods
 from .quantizers import QUANTIZERS
 from .rules_run import deepspeed_stage
 from .view import View, Violation
+
+
+def _display_names(view: View) -> Iterator[Violation]:
+    source = DownloadSource.of(view.env)
+    for key in ("model_name_or_path", "ref_model", "reward_model"):
+        name = view.get(key)
+        if is_display_name(name) and find_hub_id(name, source) is None:
+            others = ", ".join(f"{hub.label}: {hub_id}" for hub, hub_id in known_models()[name].hubs.items())
+            message = f"{key}: {name} is not known on the hub that is set ({source.label}); it is on {others}"
+            yield Violation((key,), message)
 
 
 def _adapters(view: View) -> Iterator[Violation]:
@@ -132,6 +143,7 @@ def _new_tokens(view: View) -> Iterator[Violation]:
 
 
 RULES = (
+    _display_names,
     _adapters,
     _quantization,
     _quantized_training_device,

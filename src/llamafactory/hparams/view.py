@@ -37,6 +37,10 @@ class View:
             raise UnknowableError(name)
         return self._values[name]
 
+    def get(self, name: str) -> Any:
+        """Return a value, or None where this command has no such key."""
+        return None if name in self._wrong else self._values.get(name)
+
     def pair(self, name: str) -> str:
         """Write `key: value` as it would stand in a YAML file."""
         return f"{name}: {word(getattr(self, name))}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import __version__ as transformers_version
 
+from ..extras.catalog import similar_models
 from ..extras.errors import UserError
 
 
@@ -54,12 +55,15 @@ def _sentence(source: Path | str, error: OSError) -> str:
     if has(errors.RevisionNotFoundError):
         return f"The model {source!r} has no such revision; check model_revision."
     if has(errors.RepositoryNotFoundError):
-        return f"There is no model {source!r}: neither a local folder nor a repository on the hub that you can see."
+        return (
+            f"There is no model {source!r}: neither a local folder nor a repository on the hub that you can see."
+            f"{similar_models(source)}"
+        )
     if has(errors.RemoteEntryNotFoundError):
         return f"The repository {source!r} lacks a file that a safetensors model needs: {_first_line(error)}"
     return (
         f"The model {source!r} is not on this machine and the hub could not be reached; check the name and the "
-        "network, or give a local folder."
+        f"network, or give a local folder.{similar_models(source)}"
     )
 
 
