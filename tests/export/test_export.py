@@ -15,15 +15,11 @@ from llamafactory.data.template import get_template_and_fix_tokenizer
 from llamafactory.extras.errors import UserError
 from llamafactory.hparams import DataArguments
 from llamafactory.model import load_tokenizer
-from llamafactory.train.export import (
-    check_target,
-    export_model,
-    make_probe,
-    merge_model,
-    save_export,
-    verify_export,
-    written_aside,
-)
+from llamafactory.train.export import export_model
+from llamafactory.train.export.folder import check_target, written_aside
+from llamafactory.train.export.merging import merge_model
+from llamafactory.train.export.probe import make_probe
+from llamafactory.train.export.saving import save_export, verify_export
 
 
 TALK = [{"role": "user", "content": "Count to three, please."}]

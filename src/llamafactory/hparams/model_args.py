@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 
 from .backends_args import KTransformersArguments
+from .exporters import ExportQuantizer, GgufType
 from .kinds import Arguments, Count, Json, Names, NonNegative, Positive, Secret
 
 
@@ -150,14 +151,18 @@ class ExportArguments(Arguments):
     """Largest weight file in GB; a bigger model is split into several."""
     export_device: Literal["cpu", "auto"] = "cpu"
     """Where merging happens; `auto` uses the accelerators, which is faster when they hold the model."""
+    export_gguf: GgufType | None = None
+    """Also writes one GGUF file for llama.cpp and Ollama; the `_k` types need `llama-quantize` on PATH."""
+    export_quantization_method: ExportQuantizer | None = None
+    """Quantizer of the export; unset is gptq where `export_quantization_bit` is set. fp8 needs no bits."""
     export_quantization_bit: Literal[2, 3, 4, 8] | None = None
-    """Quantizes the exported model with GPTQ to this many bits."""
+    """Quantizes the exported model to this many bits: any with gptq, 4 with awq, 4 or 8 with bnb and torchao."""
     export_quantization_dataset: str | None = None
-    """Texts that GPTQ measures its error on: a file or hub id with a column `text`."""
+    """Texts that gptq and awq measure their error on: a file or hub id with a column `text`."""
     export_quantization_nsamples: Count = 128
-    """How many calibration texts GPTQ uses."""
+    """How many calibration texts are used."""
     export_quantization_maxlen: Count = 1024
-    """Length in tokens of each calibration text."""
+    """Length in tokens of each calibration text; shorter ones are joined until they reach it."""
     export_legacy_format: bool = False
     """Asked for .bin files in older versions; weights are always written as safetensors now."""
     export_hub_model_id: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ..extras.catalog import DownloadSource, find_hub_id, is_display_name, known_models
+from .exporters import EXPORT_QUANTIZERS
 from .methods import tuning_methods
 from .quantizers import QUANTIZERS
 from .rules_run import deepspeed_stage
@@ -118,13 +119,27 @@ def _ktransformers(view: View) -> Iterator[Violation]:
 def _exporting(view: View) -> Iterator[Violation]:
     if view.command == "export" and not view.export_dir:
         yield Violation(("export_dir",), "export_dir is missing; name the folder that receives the model")
-    if view.export_quantization_bit is None:
+
+
+def _export_quantization(view: View) -> Iterator[Violation]:
+    method, bits = view.export_quantization_method, view.export_quantization_bit
+    if method is None and bits is None:
         return
-    if not view.export_quantization_dataset:
-        message = f"{view.pair('export_quantization_bit')} needs export_quantization_dataset; name texts to measure on"
-        yield Violation(("export_quantization_bit", "export_quantization_dataset"), message)
-    if view.adapter_name_or_path:
-        yield view.clash("export_quantization_bit", "adapter_name_or_path", "merge the adapter in a first export")
+    row = EXPORT_QUANTIZERS[method or "gptq"]
+    if bits is None and len(row.bits) > 1:
+        choice = ", ".join(map(str, row.bits))
+        message = f"{view.pair('export_quantization_method')} needs export_quantization_bit; {row.name} has {choice}"
+        yield Violation(("export_quantization_method", "export_quantization_bit"), message)
+    if bits is not None and bits not in row.bits:
+        hint = f"{row.name} has {', '.join(map(str, row.bits))}"
+        yield view.clash("export_quantization_bit", "export_quantization_method", hint)
+    if row.is_calibrated and not view.export_quantization_dataset:
+        name = "export_quantization_bit" if bits is not None else "export_quantization_method"
+        message = f"{view.pair(name)} needs export_quantization_dataset; name texts to measure on"
+        yield Violation((name, "export_quantization_dataset"), message)
+    if view.stage == "rm":
+        name = "export_quantization_bit" if bits is not None else "export_quantization_method"
+        yield view.clash(name, "stage", "a reward model is exported in full")
 
 
 def _media(view: View) -> Iterator[Violation]:
@@ -152,6 +167,7 @@ RULES = (
     _unsloth,
     _ktransformers,
     _exporting,
+    _export_quantization,
     _media,
     _new_tokens,
 )

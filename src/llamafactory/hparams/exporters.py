@@ -1,0 +1,98 @@
+"""What an export can be quantized with, and the types of GGUF files."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .capability import Capability, by_name
+
+
+OWN = "llamafactory.train.export.quantizers"
+
+GgufType = Literal[
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q5_1",
+    "q5_0",
+    "q4_1",
+    "q4_0",
+    "q6_k",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_k_m",
+    "q4_k_s",
+    "q3_k_l",
+    "q3_k_m",
+    "q3_k_s",
+    "q2_k",
+]
+GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
+ExportQuantizer = Literal["gptq", "awq", "bnb", "torchao", "fp8"]
+
+
+def needs_llama_quantize(gguf_type: str) -> bool:
+    """Tell whether only llama.cpp's own program can write this type."""
+    return "_k" in gguf_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportQuantizerRow(Capability):
+    """A way of writing an export in few bits."""
+
+    bits: tuple[int, ...]
+    """Values of export_quantization_bit."""
+    is_calibrated: bool = False
+    """It measures its error on texts, so export_quantization_dataset must name some."""
+    agreement: float
+    """Share of next tokens that must be the 16-bit model's in the 4 or 8 bits that it writes."""
+
+
+EXPORT_QUANTIZERS = by_name(
+    (
+        ExportQuantizerRow(
+            name="gptq",
+            title="GPTQ",
+            build=f"{OWN}.gptq:quantize_gptq",
+            package="gptqmodel",
+            bits=(2, 3, 4, 8),
+            is_calibrated=True,
+            agreement=0.5,
+        ),
+        ExportQuantizerRow(
+            name="awq",
+            title="AWQ",
+            build=f"{OWN}.gptq:quantize_awq",
+            package="gptqmodel",
+            devices=("cuda",),
+            bits=(4,),
+            is_calibrated=True,
+            agreement=0.5,
+        ),
+        ExportQuantizerRow(
+            name="bnb",
+            title="bitsandbytes",
+            build=f"{OWN}.loading:quantize_bnb",
+            package="bitsandbytes",
+            needs="bnb",
+            bits=(4, 8),
+            agreement=0.5,
+        ),
+        ExportQuantizerRow(
+            name="torchao",
+            title="torchao, weights only",
+            build=f"{OWN}.loading:quantize_torchao",
+            package="torchao",
+            needs="ao",
+            bits=(4, 8),
+            agreement=0.5,
+        ),
+        ExportQuantizerRow(
+            name="fp8",
+            title="FP8 in blocks of 128 x 128",
+            build=f"{OWN}.fp8:quantize_fp8",
+            bits=(8,),
+            agreement=0.9,
+        ),
+    )
+)

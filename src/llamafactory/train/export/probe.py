@@ -1,0 +1,67 @@
+"""The prompts that an export is compared on, and the comparison."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...extras.errors import UserError
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ...data.template import Template
+
+EXACT_TOLERANCE = 1e-5
+"""Largest difference of a logit, as a share of the largest logit, where both sides compute in float32."""
+
+DIALOGUES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "Who are you?"),),
+    (("user", "Translate to French: The weather is fine today."),),
+    (
+        ("user", "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u4f60\u81ea\u5df1\u3002"),
+    ),  # introduce yourself in one sentence
+    (
+        ("user", "Name three primary colours."),
+        ("assistant", "Red, yellow and blue."),
+        ("user", "Now write a Python function that returns them as a list."),
+    ),
+)
+"""What the exported model is compared on: short and long, one turn and several, two scripts, prose and code."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The prompts of the comparison, as ids."""
+
+    dialogues: tuple[list[dict[str, str]], ...]
+    prompts: tuple[list[int], ...]
+
+    def logits(self, model: "PreTrainedModel") -> list[torch.Tensor]:
+        """The logits of every prompt, computed in the model's own format."""
+        with torch.inference_mode():
+            rows = [torch.tensor([prompt], device=model.device) for prompt in self.prompts]
+            return [model(input_ids=row, use_cache=False).logits.float().cpu() for row in rows]
+
+
+def make_probe(tokenizer: "PreTrainedTokenizerBase", template: "Template") -> Probe:
+    """Write the dialogues with the template."""
+    dialogues = tuple([{"role": role, "content": text} for role, text in dialogue] for dialogue in DIALOGUES)
+    return Probe(dialogues, tuple(template.encode_prompt(tokenizer, dialogue) for dialogue in dialogues))
+
+
+def require_equal(
+    expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], tolerance: float, sides: str
+) -> float:
+    """Return the largest difference of two lists of logits as a share of the largest one; above tolerance it fails."""
+    gaps = [float((one - two).abs().max() / one.abs().max()) for one, two in zip(expected, found, strict=True)]
+    gap = math.inf if any(math.isnan(gap) for gap in gaps) else max(gaps)
+    if gap > tolerance:
+        raise UserError(
+            f"The export was removed: {sides} answer differently (logits differ by {gap:.1e} of the largest one; "
+            f"{tolerance:.1e} is allowed)."
+        )
+    return gap
