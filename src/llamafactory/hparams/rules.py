@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from . import rules_method, rules_model, rules_optimizer, rules_run, rules_tuning
+from . import rules_booster, rules_method, rules_model, rules_optimizer, rules_run, rules_tuning
 from .view import UnknowableError, View, Violation
 
 
@@ -14,6 +14,7 @@ RULES: tuple[Rule, ...] = (
     *rules_method.RULES,
     *rules_tuning.RULES,
     *rules_optimizer.RULES,
+    *rules_booster.RULES,
 )
 
 

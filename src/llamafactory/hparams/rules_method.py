@@ -56,8 +56,6 @@ def _ppo(view: View) -> Iterator[Violation]:
         return
     if not view.do_train:
         yield Violation(("stage", "do_train"), "stage: ppo needs do_train: true; it has nothing else to do")
-    if view.shift_attn:
-        yield view.clash("stage", "shift_attn")
 
 
 def _rollouts(view: View) -> Iterator[Violation]:

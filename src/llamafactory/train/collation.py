@@ -14,7 +14,13 @@ from ..data.shared_prefix import SharedPrefixCollator
 from ..extras.device import device_facts
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
-from ..model.model_utils.attention import attention_in_use, shares_prefixes, takes_bounds, use_flat_attention
+from ..model.model_utils.attention import (
+    attention_in_use,
+    shares_prefixes,
+    takes_bounds,
+    use_flat_attention,
+    use_shifted_attention,
+)
 from ..model.model_utils.isolation import ADVICE, accepts_bounds, find_leak, gets_bounds
 from .layout import PADDED, Layout
 
@@ -36,7 +42,10 @@ def choose_layout(
 
     An explicit `padding_free: true` or `packing: true` is kept to or refused, never dropped.
     """
-    use_flat_attention(model, arguments.model.flash_attn)
+    if arguments.model.shift_attn:
+        use_shifted_attention(model, arguments.model.flash_attn)
+    else:
+        use_flat_attention(model, arguments.model.flash_attn)
     data = arguments.data
     packs = bool(data.packing) and kind == "sft"
     must = packs or bool(data.padding_free)

@@ -8,6 +8,7 @@ from ...extras.errors import UserError
 from ...extras.logging import get_logger
 from ...extras.packages import is_available
 from .flat_attention import FLAT_ATTENTION, can_attend_flat, register_flat_attention
+from .shifted_attention import SHIFTED_ATTENTION, register_shifted_attention
 from .wrapping import unwrapped
 
 
@@ -48,6 +49,21 @@ def use_flat_attention(model: nn.Module, flash_attn: str) -> None:
         base.set_attn_implementation(FLAT_ATTENTION)
 
 
+def use_shifted_attention(model: nn.Module, flash_attn: str) -> None:
+    """Give a model that is trained the attention of LongLoRA, which is our own kernel on groups of tokens."""
+    base: Any = unwrapped(model)
+    in_chunks = getattr(base.config.get_text_config(), "attention_chunk_size", None) is not None
+    if in_chunks or not hasattr(base, "set_attn_implementation") or not can_attend_flat(base):
+        raise UserError(
+            f"shift_attn: true cannot be followed: the attention of {type(base).__name__} cannot be exchanged; "
+            "remove it."
+        )
+    if flash_attn != "auto":
+        logger.info("flash_attn %s is not used: shifted attention has a kernel of its own.", flash_attn)
+    register_shifted_attention()
+    base.set_attn_implementation(SHIFTED_ATTENTION)
+
+
 def attention_in_use(model: nn.Module) -> str:
     """Return transformers' name of the kernel that a model computes with."""
     config: Any = getattr(unwrapped(model), "config", None)
@@ -62,4 +78,4 @@ def shares_prefixes(model: nn.Module) -> bool:
 def takes_bounds(model: nn.Module) -> bool:
     """Whether the kernel of a model takes the bounds of documents, so that it computes nothing between them."""
     name = attention_in_use(model)
-    return name == FLAT_ATTENTION or "flash" in name
+    return name in (FLAT_ATTENTION, SHIFTED_ATTENTION) or "flash" in name

@@ -60,12 +60,9 @@ def make_mask(
     """Return no mask where bounds say everything, else the one of SDPA; transformers calls it once per kind of layer.
 
     Without a mask from outside, without a cache and without a pattern of the model's own, there are only documents.
-    A bidirectional model is known by an argument that only such masks have, attention in chunks by its config.
     """
-    in_chunks = getattr(rest.get("config"), "attention_chunk_size", None) is not None
-    is_two_way = "allow_is_bidirectional_skip" in rest
-    starts_at_zero = isinstance(q_offset, int) and q_offset == 0 and kv_offset == 0 and q_length == kv_length
-    if attention_mask is None and starts_at_zero and not (use_vmap or in_chunks or is_two_way):
+    is_whole = q_length == kv_length and kv_offset == 0
+    if attention_mask is None and is_whole and are_documents(q_offset=q_offset, use_vmap=use_vmap, **rest):
         return None
     return sdpa_mask(
         q_length=q_length,
@@ -78,6 +75,16 @@ def make_mask(
     )
 
 
+def are_documents(*, q_offset: int | Tensor = 0, use_vmap: bool = False, **rest: Any) -> bool:
+    """Whether a mask would say no more than which tokens are real and where a document begins.
+
+    A bidirectional model is known by an argument that only such masks have, attention in chunks by its config.
+    """
+    in_chunks = getattr(rest.get("config"), "attention_chunk_size", None) is not None
+    is_two_way = "allow_is_bidirectional_skip" in rest
+    return isinstance(q_offset, int) and q_offset == 0 and not (use_vmap or in_chunks or is_two_way)
+
+
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **case: Any
 ) -> tuple[Tensor, None]:
@@ -87,13 +94,7 @@ def attend(
     documents = find_documents(module, query, key, attention_mask, case)
     if documents is None:
         return attend_masked(module, query, key, value, attention_mask, **case)
-    scale = case.get("scaling")
-    scores = Scores(
-        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        window=case.get("sliding_window"),
-        softcap=case.get("softcap"),
-        dropout=float(case.get("dropout") or 0.0),
-    )
+    scores = scores_of(query, case)
     # Under autocast the projections are short, but float32 angles (of a float32 embedding) make q and k wide again.
     heads = lay_flat(query.to(value.dtype)), lay_flat(key.to(value.dtype)), lay_flat(value)
     tokens, places = case.get("shared_tokens"), case.get("shared_places")
@@ -103,6 +104,17 @@ def attend(
         whole = heads[0].index_select(1, tokens), heads[1].index_select(1, tokens), heads[2].index_select(1, tokens)
         read = document_attention(*whole, documents, scores).index_select(0, places)
     return read.view(query.shape[0], query.shape[2], *read.shape[1:]), None
+
+
+def scores_of(query: Tensor, case: dict[str, Any]) -> Scores:
+    """Return what a model does to its scores, from what it passes on to its attention."""
+    scale = case.get("scaling")
+    return Scores(
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        window=case.get("sliding_window"),
+        softcap=case.get("softcap"),
+        dropout=float(case.get("dropout") or 0.0),
+    )
 
 
 def find_documents(

@@ -1,0 +1,48 @@
+"""Rules about options that change how a model computes, read from their table."""
+
+from collections.abc import Iterator
+
+from .boosters import BOOSTERS, BoosterRow
+from .view import View, Violation
+
+
+def _fits_stage(view: View) -> Iterator[Violation]:
+    for row in _chosen(view):
+        if row.stages and view.do_train and view.stage not in row.stages:
+            hint = f"{row.why}; its stages are {' and '.join(row.stages)}"
+            yield view.clash(row.switch, "stage", hint)
+
+
+def _fits_method(view: View) -> Iterator[Violation]:
+    for row in _chosen(view):
+        if row.methods and view.finetuning_type not in row.methods:
+            yield view.clash(row.switch, "finetuning_type", f"{row.title} trains with {' or '.join(row.methods)}")
+
+
+def _fits_rows(view: View) -> Iterator[Violation]:
+    for row in _chosen(view):
+        for name in ("packing", "neat_packing", "padding_free"):
+            if not row.joins_rows and getattr(view, name) and name in view.given:
+                yield view.clash(row.switch, name, f"with {row.title} every row is one text")
+
+
+def _fits_shards(view: View) -> Iterator[Violation]:
+    for row in _chosen(view):
+        for name in ("deepspeed", "fsdp"):
+            if row.whole and getattr(view, name):
+                message = f"{view.pair(row.switch)} cannot go with {name}: {row.whole}; remove one of them"
+                yield Violation((row.switch, name), message)
+
+
+def _shifted(view: View) -> Iterator[Violation]:
+    if view.shift_attn and view.use_asft_loss:
+        yield view.clash("shift_attn", "use_asft_loss", BOOSTERS["shifted"].why)
+
+
+def _chosen(view: View) -> Iterator[BoosterRow]:
+    for row in BOOSTERS.values():
+        if getattr(view, row.switch):
+            yield row
+
+
+RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _shifted)
