@@ -28,7 +28,7 @@ $(RUN_STAMP): $(SETUP_FILES)
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[torch,metrics,api,dev]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[torch,metrics,api,webui,dev]"
 	@touch $@
 
 setup: $(RUN_STAMP)

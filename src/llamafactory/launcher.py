@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "chat": "llamafactory.chat.chat_model:run_chat",
     "api": "llamafactory.api.server:run_api",
     "export": "llamafactory.train.tuner:export_model",
+    "webui": "llamafactory.webui.interface:run_webui",
     "data": "llamafactory.data.inspection.command:run_data",
     "bench": "llamafactory.bench.command:run_bench",
     "config": "llamafactory.hparams.commands:show_config",
@@ -39,6 +40,7 @@ usage: llamafactory-cli COMMAND [run.yaml] [key=value ...] [--key value ...]
   chat       talk with a model in the terminal
   api        serve a model over HTTP, as OpenAI's clients expect it
   export     merge an adapter into its model and save it
+  webui      do all of this in a browser
   data       check, preview or count the data of a run
   bench      measure training, preprocessing and answering on this machine
   config     show the resolved configuration of a YAML file, and where each value comes from
@@ -89,7 +91,7 @@ def show_help(args: Sequence[str] = ()) -> None:
     """Print the usage, or the help of the command that is named."""
     if args and args[0] in CONFIGURED:
         _answer_about(args[0], ["--help", *args[1:]])
-    elif args and args[0] in ("data", "bench"):
+    elif args and args[0] in ("data", "bench", "webui"):
         load_attribute(COMMANDS[args[0]])(["--help"])
     else:
         sys.stdout.write(USAGE)

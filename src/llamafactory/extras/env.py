@@ -86,6 +86,23 @@ class Env:
     api_max_body: int = _variable("API_MAX_BODY", 16, "Largest request body of the API in MiB.")
     root_path: str = _variable("FASTAPI_ROOT_PATH", "", "Path under which a proxy serves the API.")
 
+    gradio_server_name: str = _variable(
+        "GRADIO_SERVER_NAME",
+        "127.0.0.1",
+        "Address that the board listens on; any but this machine's own needs GRADIO_AUTH.",
+    )
+    gradio_server_port: int | None = _variable(
+        "GRADIO_SERVER_PORT", None, "Port of the board; unset: the first free one from 7860."
+    )
+    gradio_auth: str | None = _variable("GRADIO_AUTH", None, "Who may enter the board: user:password.", is_secret=True)
+    gradio_share: bool = _variable(
+        "GRADIO_SHARE", False, "Asks gradio for a public link to the board; needs GRADIO_AUTH."
+    )
+    gradio_root_path: str = _variable("GRADIO_ROOT_PATH", "", "Path under which a proxy serves the board.")
+    board_roots: str = _variable(
+        "LLAMABOARD_ROOTS", "", "Folders beside the current one that the board may read, written like PATH."
+    )
+
     @property
     def cache_dir(self) -> Path:
         """The folder of `cache`, with ~ resolved."""

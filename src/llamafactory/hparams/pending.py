@@ -50,6 +50,17 @@ def find_idle(
             yield f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect {reason}"
 
 
+def is_idle(command: str, param: Param, values: Mapping[str, Any]) -> bool:
+    """Tell whether a key does nothing, whatever its value."""
+    return bool(idle_reason(command, param, values))
+
+
+def idle_reason(command: str, param: Param, values: Mapping[str, Any]) -> str:
+    """Say why a key does nothing ("with use_badam: false"); "" where it counts."""
+    rows = (row for row in load_table("needs.toml")["needs"] if _belongs(row, param))
+    return next((reason for row in rows if (reason := _reason(row, command, values))), "")
+
+
 def _reason(row: Mapping[str, Any], command: str, values: Mapping[str, Any]) -> str:
     """Say why the keys of a row do nothing; "" when they do something."""
     if "commands" in row:

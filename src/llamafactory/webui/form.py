@@ -1,0 +1,93 @@
+"""Widgets out of the layout: kind, choices, bounds, default and help all come from the declaration of the key."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .layout import UNSET, Field, list_fields, list_groups
+from .wording import DEFAULT_LANGUAGE, translate_help, words_of
+
+
+if TYPE_CHECKING:
+    from gradio.components import Component
+
+BOOLEANS = {True: "true", False: "false"}
+
+
+def start_value(field: Field) -> Any:
+    """Return what a fresh page shows."""
+    from .exchange import to_widget
+
+    if field.param is None:
+        return field.default if field.default is not None else (field.choices[0] if field.choices else False)
+    declared = None if field.param.is_required else field.param.default
+    return to_widget(field, declared if field.default is None else field.default)
+
+
+def make_widget(field: Field, **overrides: Any) -> "Component":
+    """Make the gradio component of a field."""
+    import gradio as gr
+
+    common: dict[str, Any] = {"elem_id": field.id.replace(".", "-"), **describe_field(field, DEFAULT_LANGUAGE)}
+    common |= {"value": start_value(field), "interactive": True, "min_width": 150} | overrides
+    if field.widget == "switch":
+        return gr.Checkbox(**common)
+    if field.widget == "slider" and field.range is not None:
+        low, high, step = field.range
+        return gr.Slider(low, high, step=step, **common)
+    if field.widget in ("choice", "open", "names"):
+        choices = common.pop("choices", None) or offered(field)
+        several = field.widget == "names"
+        return gr.Dropdown(choices=choices, allow_custom_value=field.widget != "choice", multiselect=several, **common)
+    if field.widget == "secret":
+        return gr.Textbox(type="password", **common)
+    return gr.Textbox(lines=2 if field.widget == "mapping" else 1, **common)
+
+
+def describe_field(field: Field, language: str) -> dict[str, str]:
+    """Return label, info and placeholder of a field in a language."""
+    words = words_of(field.id, language)
+    help_text = words.get("info") or translate_help(field.help, field.key, language)
+    texts = {"label": words.get("label", field.name), "info": help_text}
+    if "placeholder" in words and field.widget in ("text", "names_text", "mapping", "secret", "product"):
+        texts["placeholder"] = words["placeholder"]
+    return texts
+
+
+def offered(field: Field, language: str = DEFAULT_LANGUAGE, without: Sequence[Any] = ()) -> list[tuple[str, Any]]:
+    """Return the choices of a field as (what is shown, value)."""
+    names = words_of(field.id, language).get("choices", {})
+    return [(str(names.get(str(word), _shown(word))), _word(word)) for word in field.choices if word not in without]
+
+
+def make_groups(tab: str, made: "dict[str, Component]", names: Sequence[str] | None = None) -> "dict[str, Any]":
+    """Make the groups of a tab (all, or those named) where the caller stands; elements that are in `made` are kept.
+
+    Returns the containers by `<group>`; new widgets are added to `made`.
+    """
+    import gradio as gr
+
+    fields = list_fields(tab)
+    containers: dict[str, Any] = {}
+    for group in list_groups(tab):
+        if names is not None and group.name not in names:
+            continue
+        label = words_of(f"{tab}.{group.name}", DEFAULT_LANGUAGE).get("label", group.name)
+        container = gr.Accordion(label, open=False, elem_classes="fold") if group.folded else gr.Group()
+        containers[group.name] = container
+        with container:
+            for row in group.rows:
+                with gr.Row(equal_height=False):
+                    for name in row:
+                        if name in made:
+                            made[name].render()
+                        else:
+                            made[name] = make_widget(fields[name])
+    return containers
+
+
+def _word(word: Any) -> Any:
+    return BOOLEANS.get(word, word) if isinstance(word, bool) else word
+
+
+def _shown(word: Any) -> str:
+    return "-" if word == UNSET else str(_word(word))

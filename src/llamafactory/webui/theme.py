@@ -1,0 +1,22 @@
+"""How the page looks: one calm theme, light and dark, that stays readable from a phone to a wide screen."""
+
+from pathlib import Path
+from typing import Any
+
+
+STYLE = Path(__file__).with_name("assets") / "board.css"
+
+
+def launch_look() -> dict[str, Any]:
+    """Return the arguments of `Blocks.launch` (or `gr.mount_gradio_app`) that make the page look as it should."""
+    import gradio as gr
+
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        secondary_hue=gr.themes.colors.slate,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        spacing_size=gr.themes.sizes.spacing_md,
+        text_size=gr.themes.sizes.text_md,
+    )
+    return {"theme": theme, "css_paths": [STYLE], "footer_links": []}
