@@ -29,7 +29,7 @@ from .objects import (
     usage,
 )
 from .protocol import ChatCompletionRequest, Tool, ToolChoice
-from .service import Service, next_chunk, while_connected
+from .service import Service, next_chunk, response_schema, while_connected
 from .sse import EventResponse
 
 
@@ -71,20 +71,20 @@ def plan_chat(service: Service, body: ChatCompletionRequest, adapter: str | None
     dialogue = read_dialogue(body.messages, service.syntax)
     tools = choose_tools(service, body)
     written = write_tools(tools) if tools else None
-    grammar = service.response_grammar(body.response_format)
-    if grammar is not None and tools:
+    schema = response_schema(body.response_format)
+    if schema is not None and tools:
         raise bad_request("response_format and tools exclude each other here; send one of them.", "response_format")
     thinking = wants_thinking(body)
     options = service.options(
         body,
         max_new_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=grammar,
+        json_schema=schema,
         skip_special_tokens=False if service.syntax.needs_control_tokens else None,
     )
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
-    if grammar is not None and thinking is None and service.syntax.thought_marks:
+    if schema is not None and thinking is None and service.syntax.thought_marks:
         thinking = False  # a thought is no JSON
     request = ChatRequest(
         messages=dialogue.messages,
@@ -95,7 +95,7 @@ def plan_chat(service: Service, body: ChatCompletionRequest, adapter: str | None
         thinking=thinking,
     )
     opened = find_opened(service.engine, service.syntax, request)
-    if grammar is not None and opened is not None:
+    if schema is not None and opened is not None:
         raise bad_request(
             "This model begins its answers with a thought, which a JSON schema does not allow; send one of "
             "`enable_thinking: false` and no response_format.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,6 @@ from starlette.requests import Request
 from ..chat.answer_syntax import find_syntax
 from ..chat.requests import AnyRequest, GenerationOptions, Response, StreamChunk, generation_options
 from .errors import ApiError, bad_request
-from .grammar import GrammarMaker
 from .metrics import Metrics
 from .protocol import GenerationRequest, ResponseFormat
 from .settings import Settings
@@ -27,6 +27,17 @@ class ClientGone(Exception):  # noqa: N818  (nobody's mistake)
     """The client left before there was anything to send."""
 
 
+def response_schema(wanted: ResponseFormat | None) -> str | None:
+    """Return the JSON schema that an answer has to follow, or None."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return json.dumps({"type": "object"})
+    if wanted.json_schema is None or wanted.json_schema.json_schema is None:
+        raise bad_request("response_format.json_schema.schema is missing.", "response_format.json_schema")
+    return json.dumps(wanted.json_schema.json_schema)
+
+
 class Service:
     """One engine behind one server."""
 
@@ -35,7 +46,6 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(engine)
         self.syntax = find_syntax(engine.template, engine.tokenizer)
-        self.grammars = GrammarMaker(engine)
 
     @property
     def model_names(self) -> dict[str, str | None]:
@@ -84,16 +94,6 @@ class Service:
             "logit_bias": self._read_bias(body.logit_bias),
         }
         return generation_options(arguments, {**options, **more})
-
-    def response_grammar(self, wanted: ResponseFormat | None) -> Any:
-        """Return what makes the grammar of an answer, or None."""
-        if wanted is None or wanted.type == "text":
-            return None
-        if wanted.type == "json_object":
-            return self.grammars.for_schema({"type": "object"})
-        if wanted.json_schema is None or wanted.json_schema.json_schema is None:
-            raise bad_request("response_format.json_schema.schema is missing.", "response_format.json_schema")
-        return self.grammars.for_schema(wanted.json_schema.json_schema)
 
     async def answers(self, request: Request, asked: Sequence[AnyRequest]) -> list[list[Response]]:
         """Get the whole answers of one or more requests; when one fails or the client leaves, all end."""

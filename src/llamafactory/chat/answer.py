@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .answer_text import AnswerText
-from .requests import GenerationOptions, RankedToken, StreamChunk, TokenLogprob
+from .requests import FinishReason, GenerationOptions, RankedToken, StreamChunk, TokenLogprob
 from .sampling import Ranking, TokenChooser
 from .token_bytes import token_bytes
 
@@ -87,6 +87,12 @@ class Answer:
         if is_done or (self.job.is_streamed and (text or ranking is not None)):
             self.job.sink(self._chunk(is_done))
         return is_done
+
+    def end(self, reason: FinishReason) -> None:
+        """Finish the answer where its writer, not its text, says that it is over."""
+        self.text.end(reason)
+        self.parts.append(self.text.finish())
+        self.job.sink(self._chunk(True))
 
     def _chunk(self, is_last: bool) -> StreamChunk:
         text, logprobs = "".join(self.parts), tuple(self.logprobs)

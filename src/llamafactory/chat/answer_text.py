@@ -52,6 +52,10 @@ class AnswerText:
         self._window.append(token)
         return self._release(self._decode(is_last=False), is_last=False)
 
+    def end(self, reason: FinishReason) -> None:
+        """Note why the writer of the tokens stopped."""
+        self.finish_reason = reason
+
     def finish(self) -> str:
         """Return what was held back, at the end of the answer."""
         return self._release(self._decode(is_last=True), is_last=True)

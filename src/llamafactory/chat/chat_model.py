@@ -17,7 +17,12 @@ from .terminal import run_chat
 __all__ = ["ENGINES", "ChatModel", "run_chat"]
 
 ENGINES: Registry[type[BaseEngine]] = Registry(
-    "infer_backend", {"huggingface": "llamafactory.chat.hf_engine:HuggingfaceEngine"}
+    "infer_backend",
+    {
+        "huggingface": "llamafactory.chat.hf_engine:HuggingfaceEngine",
+        "vllm": "llamafactory.chat.vllm_engine:VllmEngine",
+        "sglang": "llamafactory.chat.sglang_engine:SglangEngine",
+    },
 )
 Value = TypeVar("Value")
 

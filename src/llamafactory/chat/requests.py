@@ -5,6 +5,7 @@ A request is a `ChatRequest` (a conversation, written by the template) or a `Com
 names the answer that it belongs to.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -94,6 +95,8 @@ class GenerationOptions:
     """Return each token's log-probability, with those of this many likeliest tokens (0: its own only)."""
     grammar: Callable[[], TokenGrammar] | None = None
     """Makes the grammar that an answer has to follow; called once for every answer."""
+    json_schema: str | None = None
+    """The JSON schema that an answer has to follow, as text; the engine makes the grammar of it."""
 
     @property
     def is_sampled(self) -> bool:
@@ -225,6 +228,8 @@ def generation_options(arguments: GeneratingArguments, changes: Mapping[str, Any
     for name in ("stop", "stop_token_ids"):
         if name in own:
             own[name] = tuple(own[name])
+    if "json_schema" in own and not isinstance(own["json_schema"], str):
+        own["json_schema"] = json.dumps(own["json_schema"])
     if isinstance(bias := own.get("logit_bias"), Mapping):
         pairs: Iterable[tuple[Any, Any]] = bias.items()
         own["logit_bias"] = tuple((int(token), float(value)) for token, value in pairs)

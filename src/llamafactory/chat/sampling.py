@@ -37,7 +37,7 @@ class TokenChooser:
         if options.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed((options.seed * 1_000_003 + index) % 2**63)
+            self._generator.manual_seed(seed_of(options.seed, index))
 
     @property
     def is_plain(self) -> bool:
@@ -123,6 +123,11 @@ class TokenChooser:
         top = logps_V.topk(self.options.logprobs)
         ids: list[int] = top.indices.tolist()
         return Ranking(float(logps_V[token]), tuple(zip(ids, top.values.tolist(), strict=True)))
+
+
+def seed_of(seed: int, index: int) -> int:
+    """Return the seed of one of the answers of a request."""
+    return (seed * 1_000_003 + index) % 2**63
 
 
 Choice = tuple[int, Ranking | None]

@@ -37,7 +37,7 @@ def _adapters(view: View) -> Iterator[Violation]:
 
 def _one_adapter_only(view: View) -> Iterator[tuple[str, bool]]:
     yield "quantization_bit", view.quantization_bit is not None
-    yield "infer_backend", view.infer_backend == "vllm"
+    yield "infer_backend", view.infer_backend != "huggingface"
     yield "use_kt", view.use_kt
 
 
@@ -78,14 +78,30 @@ def _engine_in_training(view: View) -> Iterator[Violation]:
         yield view.clash(name, "infer_backend", "training and evaluation use infer_backend: huggingface")
 
 
-def _vllm(view: View) -> Iterator[Violation]:
-    if view.infer_backend != "vllm":
+def _outer_engines(view: View) -> Iterator[Violation]:
+    """vLLM and SGLang read the weights from their folder themselves, and write; that is all."""
+    if view.infer_backend == "huggingface":
         return
     if view.stage != "sft":
-        yield view.clash("infer_backend", "stage", "vllm serves stage sft only")
+        yield view.clash("infer_backend", "stage", f"{view.infer_backend} serves stage sft only")
     for name in ("quantization_bit", "rope_scaling"):
         if getattr(view, name) is not None:
             yield view.clash("infer_backend", name)
+    for name in (
+        "add_tokens",
+        "add_special_tokens",
+        "new_special_tokens_config",
+        "resize_vocab",
+        "train_from_scratch",
+    ):
+        if getattr(view, name):
+            hint = f"{view.infer_backend} reads the weights as they lie; `export` the model and serve the result"
+            yield view.clash("infer_backend", name, hint)
+    if view.adapter_name_or_path and view.infer_adapters:
+        hint = f"{view.infer_backend} puts one adapter on the model at a time; give one of the two"
+        yield view.clash("infer_adapters", "adapter_name_or_path", hint)
+    if view.num_beams > 1:
+        yield view.clash("infer_backend", "num_beams", "beams need infer_backend: huggingface")
 
 
 def _unsloth(view: View) -> Iterator[Violation]:
@@ -163,7 +179,7 @@ RULES = (
     _quantization,
     _quantized_training_device,
     _engine_in_training,
-    _vllm,
+    _outer_engines,
     _unsloth,
     _ktransformers,
     _exporting,

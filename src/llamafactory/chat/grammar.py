@@ -1,19 +1,18 @@
 """Answers that have to follow a JSON schema, token by token, by llguidance."""
 
-import json
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..chat.requests import TokenGrammar
+from ..extras.errors import UserError
 from ..extras.packages import require
-from .errors import bad_request
+from .requests import TokenGrammar
 
 
 if TYPE_CHECKING:
-    from ..chat.base_engine import BaseEngine
+    from transformers import PreTrainedTokenizerBase
 
 MAX_SCHEMA = 2**18  # characters; compiling takes time that grows with them
 
@@ -21,34 +20,31 @@ MAX_SCHEMA = 2**18  # characters; compiling takes time that grows with them
 class GrammarMaker:
     """Compiles schemas for one tokenizer; the tokenizer's tables are made at the first use."""
 
-    def __init__(self, engine: "BaseEngine") -> None:
-        self.engine = engine
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
         self._tables: Any = None
         self._lock = threading.Lock()
 
-    def for_schema(self, schema: dict[str, Any] | bool) -> Callable[[], TokenGrammar]:
-        """Return what makes the grammar of one answer; a schema that cannot be followed is a 400."""
-        llguidance = require("llguidance", "api", "response_format")
-        text = json.dumps(schema)
-        if len(text) > MAX_SCHEMA:
-            raise bad_request(f"The JSON schema has {len(text)} characters; at most {MAX_SCHEMA} are read.")
+    def for_schema(self, schema: str) -> Callable[[], TokenGrammar]:
+        """Return what makes the grammar of one answer; a schema that cannot be followed is a UserError."""
+        llguidance = require("llguidance", "api", "An answer that follows a JSON schema")
+        if len(schema) > MAX_SCHEMA:
+            raise UserError(f"The JSON schema has {len(schema)} characters; at most {MAX_SCHEMA} are read.")
         tables = self._tokenizer_tables()
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(text)
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
         matcher = llguidance.LLMatcher(tables, grammar, log_level=0)
         if error := matcher.get_error():
-            reason = error.splitlines()[0][:300]
-            raise bad_request(f"This JSON schema cannot be followed: {reason}", "response_format.json_schema.schema")
-        stop_ids = self.engine.template.get_stop_token_ids(self.engine.tokenizer)
-        return lambda: SchemaGrammar(matcher.deep_copy(), stop_ids)
+            raise UserError(f"This JSON schema cannot be followed: {error.splitlines()[0][:300]}")
+        return lambda: SchemaGrammar(matcher.deep_copy(), self.stop_ids)
 
     def _tokenizer_tables(self) -> Any:
         with self._lock:
             if self._tables is None:
                 from llguidance.hf import from_tokenizer
 
-                tokenizer: Any = self.engine.tokenizer
-                stop_ids = self.engine.template.get_stop_token_ids(self.engine.tokenizer)
-                self._tables = from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=stop_ids[0])
+                tokenizer: Any = self.tokenizer
+                self._tables = from_tokenizer(tokenizer, n_vocab=len(tokenizer), eos_token=self.stop_ids[0])
             return self._tables
 
 
