@@ -99,6 +99,12 @@ class Env:
         "GRADIO_SHARE", False, "Asks gradio for a public link to the board; needs GRADIO_AUTH."
     )
     gradio_root_path: str = _variable("GRADIO_ROOT_PATH", "", "Path under which a proxy serves the board.")
+    llamaboard_enabled: bool = _variable(
+        "LLAMABOARD_ENABLED", False, "Set by the board for the runs that it starts: they write running_log.txt."
+    )
+    llamaboard_workdir: str = _variable(
+        "LLAMABOARD_WORKDIR", "", "Set by the board: folder of the run, which receives running_log.txt."
+    )
     board_roots: str = _variable(
         "LLAMABOARD_ROOTS", "", "Folders beside the current one that the board may read, written like PATH."
     )

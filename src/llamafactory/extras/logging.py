@@ -4,12 +4,14 @@ import functools
 import logging
 import re
 import sys
+from pathlib import Path
 
 from .env import read_env
 from .errors import UserError
 
 
 ROOT = "llamafactory"
+RUNNING_LOG = "running_log.txt"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 TOKEN_SHAPES = re.compile(r"\b(?:(hf_)[A-Za-z0-9]{8,}|(sk-|ms-)[A-Za-z0-9_\-]{16,}|(gh[pousr]_)[A-Za-z0-9]{8,})")
 
@@ -47,6 +49,8 @@ def setup_logging() -> None:
         handler = StderrHandler()
         handler.setFormatter(RedactingFormatter("[%(levelname)s] %(message)s"))
         logger.addHandler(handler)
+    if env.llamaboard_enabled and env.llamaboard_workdir and env.rank == 0:
+        _log_to(Path(env.llamaboard_workdir), logger)
 
 
 def notice_once(logger: logging.Logger, message: str) -> None:
@@ -57,6 +61,18 @@ def notice_once(logger: logging.Logger, message: str) -> None:
 def redact(text: str) -> str:
     """Replace access tokens inside text by their first letters and ***."""
     return TOKEN_SHAPES.sub(lambda match: f"{match.group(match.lastindex or 0)}***", text)
+
+
+def _log_to(folder: Path, logger: logging.Logger) -> None:
+    """Write the lines of the first rank to the folder of a run as well, for the page that follows it."""
+    if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+        return
+    try:
+        handler = logging.FileHandler(folder / RUNNING_LOG, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"LLAMABOARD_WORKDIR is {str(folder)!r}, which cannot be written to: {error}.") from None
+    handler.setFormatter(RedactingFormatter("[%(levelname)s|%(asctime)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
 
 
 @functools.cache

@@ -6,9 +6,9 @@ Nothing here imports torch or transformers, so a mistake in a YAML file is told 
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..extras.env import read_env
+from ..extras.env import read_env, read_variable
 from ..extras.errors import UserError
 from ..extras.logging import get_logger, notice_once, redact
 from ..extras.registry import nearest
@@ -24,7 +24,7 @@ from .pending import find_idle, find_pending, find_unplugged
 from .reading import Given, read_given
 from .resolve import derive
 from .rules import check_rules
-from .schema import COMMAND_CLASSES, Param, list_commands, list_params
+from .schema import COMMAND_CLASSES, Param, list_commands, list_params, secret_names
 from .training_args import RayArguments, TrainingArguments
 from .values import ValueProblem, coerce, plain, shorten
 from .view import View, Violation, word
@@ -37,14 +37,28 @@ InferArgs = tuple[ModelArguments, DataArguments, FinetuningArguments, Generating
 EvalArgs = tuple[ModelArguments, DataArguments, EvaluationArguments, FinetuningArguments]
 
 
+class Problem(NamedTuple):
+    """One thing that is wrong with a configuration."""
+
+    keys: tuple[str, ...]
+    """The keys that it is about, under the names they were given."""
+    message: str
+    place: str = ""
+    """Where they were given."""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
 class ConfigError(UserError):
     """Everything that is wrong with a configuration, one line each."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(redact(problem) for problem in problems)
+    def __init__(self, found: Sequence[Problem]) -> None:
+        self.found = tuple(item._replace(message=redact(item.message)) for item in found)
+        self.problems = tuple(redact(str(item)) for item in found)
         listing = "".join(f"\n  - {problem}" for problem in self.problems)
-        many = f"The configuration has {len(problems)} problems:{listing}"
-        super().__init__(many if len(problems) > 1 else self.problems[0])
+        many = f"The configuration has {len(found)} problems:{listing}"
+        super().__init__(many if len(found) > 1 else self.problems[0])
 
 
 def read_args(args: Args = None) -> dict[str, Any]:
@@ -112,6 +126,11 @@ def load_run_config(args: Args = None, command: str = "train", *, announce: bool
     return config
 
 
+def secret_variable(key: str) -> str:
+    """Return the environment variable that a secret key may come from: LLAMAFACTORY_HF_HUB_TOKEN and so on."""
+    return f"LLAMAFACTORY_{key.upper()}"
+
+
 class _Draft:
     """A configuration while it is being checked."""
 
@@ -122,7 +141,7 @@ class _Draft:
         self.values: dict[str, Any] = {key: item.default for key, item in params.items() if not item.is_required}
         self.given: dict[str, Given] = {}
         self.wrong: set[str] = set()
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         self.notices: list[str] = []
 
     def read(self, everything: Mapping[str, Given]) -> None:
@@ -138,19 +157,21 @@ class _Draft:
             value = coerce(self.params[key], item.raw)
             if isinstance(value, ValueProblem):
                 self.wrong.add(key)
-                self.problems.append(f"{item.place}: {key} {value.message}")
+                self.problems.append(Problem((key,), f"{key} {value.message}", item.place))
             else:
                 self.values[key] = value
+        self._read_secrets()
 
     def check(self) -> None:
         """Add all violations between keys."""
         for key, param in self.params.items():
             if param.is_required and key not in self.given:
                 self.wrong.add(key)
-                self.problems.append(f"{key} is missing; set it ({param.help.rstrip('.')})")
+                self.problems.append(Problem((key,), f"{key} is missing; set it ({param.help.rstrip('.')})"))
             elif param.is_required and key not in self.wrong and self.values[key] in (None, ""):
                 self.wrong.add(key)
-                self.problems.append(f"{self.given[key].place}: {key} has no value; set it ({param.help.rstrip('.')})")
+                message = f"{key} has no value; set it ({param.help.rstrip('.')})"
+                self.problems.append(Problem((key,), message, self.given[key].place))
         settled = {key: value for key, value in self.values.items() if key not in self.wrong}
         view = View(self.command, settled, self.wrong, self.env)
         unusable = (
@@ -174,7 +195,7 @@ class _Draft:
     def _translate(self, everything: Mapping[str, Given]) -> None:
         for old, translation in each_legacy(everything):
             if translation.problem:
-                self.problems.append(f"{old.place}: {translation.problem}")
+                self.problems.append(Problem((old.key,), translation.problem, old.place))
                 self.wrong.update(translation.given)
                 continue
             if translation.notice:
@@ -189,9 +210,8 @@ class _Draft:
         elif before is not None and before.rank > old.rank:
             return
         elif before is not None and before.rank == old.rank and key != old.key and plain(before.raw) != plain(raw):
-            self.problems.append(
-                f"{old.place}: {old.key} means {key}, which has another value at {before.place}; remove one of them"
-            )
+            message = f"{old.key} means {key}, which has another value at {before.place}; remove one of them"
+            self.problems.append(Problem((old.key, key), message, old.place))
             return
         place = old.place if key == old.key else f"{old.place} ({old.key})"
         self.given[key] = Given(key, raw, place, old.rank)
@@ -208,11 +228,19 @@ class _Draft:
         if self.env.allow_extra_args:
             self.notices.append(f"{item.place}: {message} (ignored, because ALLOW_EXTRA_ARGS is set)")
         else:
-            self.problems.append(f"{item.place}: {message}")
+            self.problems.append(Problem((item.key,), message, item.place))
 
-    def _located(self, violation: Violation) -> str:
+    def _located(self, violation: Violation) -> Problem:
         places = dict.fromkeys(self.given[key].place for key in violation.keys if key in self.given)
-        return f"{', '.join(places)}: {violation.message}" if places else violation.message
+        return Problem(violation.keys, violation.message, ", ".join(places))
+
+    def _read_secrets(self) -> None:
+        """Take tokens and keys that are not given from the environment, so that they need not stand in a file."""
+        for key in secret_names(self.command):
+            text = "" if key in self.given else read_variable(secret_variable(key)).strip()
+            if text:
+                self.given[key] = Given(key, text, secret_variable(key))
+                self.values[key] = text
 
 
 def _typed(param: Param | None, raw: Any) -> Any:

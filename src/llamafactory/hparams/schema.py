@@ -121,6 +121,12 @@ def list_params(command: str) -> dict[str, Param]:
 
 
 @functools.cache
+def secret_names(command: str) -> tuple[str, ...]:
+    """Return the keys of a command whose values are never printed, logged or saved."""
+    return tuple(name for name, param in list_params(command).items() if param.is_secret)
+
+
+@functools.cache
 def class_params(owner: type[Arguments]) -> dict[str, Param]:
     """Return the keys of one argument class, group by group."""
     return {item.name: _param(owner, item.name, item.default) for item in fields(owner)}

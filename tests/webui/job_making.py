@@ -1,0 +1,65 @@
+"""What tests of jobs share: a folder to work in, the values of a tiny run, and waiting for one."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llamafactory.webui import jobs
+from llamafactory.webui.jobs import Status
+from llamafactory.webui.places import Places
+
+
+WAIT_SECONDS = 180.0
+
+
+def make_places(work: Path, model: Path, data: Path) -> Places:
+    """Make a folder like the one that a board is started in."""
+    shutil.copytree(model, work / "models" / "tiny")
+    shutil.copytree(data, work / "data")
+    (work / "saves").mkdir()
+    return Places(work=work.resolve())
+
+
+def run_values(name: str, **more: Any) -> dict[str, Any]:
+    """Return the keys of a LoRA run that takes a second of computing, in saves/tiny/lora/<name>."""
+    return {
+        "model_name_or_path": "models/tiny",
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "dataset": "tiny_alpaca",
+        "dataset_dir": "data",
+        "template": "chatml",
+        "output_dir": f"saves/tiny/lora/{name}",
+        "max_steps": 3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        **more,
+    }
+
+
+def endless(name: str, **more: Any) -> dict[str, Any]:
+    """Return the keys of a run that only ends when it is stopped."""
+    return run_values(name, max_steps=10**6, save_steps=10**6, **more)
+
+
+def wait_until(run_dir: Path, is_there: Callable[[Status], bool], seconds: float = WAIT_SECONDS) -> Status:
+    """Read a run until something is true of it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        status = jobs.read_status(run_dir)
+        if is_there(status):
+            return status
+        assert time.monotonic() < deadline, status
+        assert not status.is_over, status
+        time.sleep(0.1)
+
+
+def wait_over(run_dir: Path) -> Status:
+    return wait_until(run_dir, lambda status: status.is_over)
+
+
+def is_training(status: Status) -> bool:
+    return bool(status.progress.step)
