@@ -43,5 +43,5 @@ def test_a_tracker_that_is_unknown_or_missing_is_one_sentence(monkeypatch: pytes
     monkeypatch.setattr("llamafactory.extras.packages.is_available", lambda module: False)
     with pytest.raises(UserError, match=r'report_to: wandb needs the package .*pip install "llamafactory\[wandb]"'):
         check_trackers(("wandb",))
-    with pytest.raises(UserError, match="report_to: mlflow needs the package 'mlflow'"):
-        check_trackers(("mlflow",))
+    with pytest.raises(UserError, match="report_to: neptune needs the package 'neptune'"):
+        check_trackers(("neptune",))

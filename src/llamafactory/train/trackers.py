@@ -13,8 +13,8 @@ from ..extras.packages import is_available, require
 from ..extras.registry import nearest
 
 
-EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""Packages that can be had with ours: extras of pyproject.toml by the tracker's name."""
+OWN_EXTRAS = ("mlflow", "tensorboard", "trackio", "wandb")
+"""Trackers that can be had with ours: extras of pyproject.toml."""
 NOT_MODULES = {"azure_ml": "azureml", "dvclive": "dvclive", "flyte": "flytekit", "kubeflow": None}
 """Modules whose name is not the tracker's; None needs none."""
 GENERAL = ("none", "all")
@@ -35,4 +35,4 @@ def check_trackers(names: Iterable[str]) -> None:
         if name == "tensorboard" and is_available("tensorboardX"):
             continue
         if module is not None and not is_available(module):
-            require(module, EXTRAS.get(name), f"report_to: {name}")
+            require(module, name if name in OWN_EXTRAS else None, f"report_to: {name}")
