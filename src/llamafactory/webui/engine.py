@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras.env import read_env
 from .form import describe_field
-from .layout import fields_of
+from .layout import fields_of, find_field
 from .manager import Manager
 from .places import Places, read_places
 from .wording import DEFAULT_LANGUAGE, LANGUAGES, words_of
@@ -43,8 +43,10 @@ class Engine:
 
     def words(self, element_id: str, language: str) -> dict[str, Any]:
         """Return the properties of an element that are words."""
-        field = self.fields.get(element_id)
+        field = find_field(element_id)
         if field is not None:
             return dict(describe_field(field, language))
         words = words_of(element_id, language)
-        return {key: value for key, value in words.items() if key in PLAIN}
+        names = words.get("choices", {})
+        choices = {"choices": [(name, word) for word, name in names.items()]} if names else {}
+        return choices | {key: value for key, value in words.items() if key in PLAIN}

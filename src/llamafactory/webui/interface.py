@@ -32,7 +32,10 @@ class TabRow(NamedTuple):
 
 
 COMPONENTS = "llamafactory.webui.components"
-TABS: Sequence[TabRow] = (TabRow("train", f"{COMPONENTS}.train:create_train_tab"),)
+TABS: Sequence[TabRow] = (
+    TabRow("train", f"{COMPONENTS}.train:create_train_tab"),
+    TabRow("infer", f"{COMPONENTS}.infer:create_infer_tab"),
+)
 
 
 def create_ui(demo_mode: bool = False) -> "Blocks":

@@ -99,6 +99,12 @@ def fields_of(tabs: Sequence[str]) -> dict[str, Field]:
     return {field.id: field for tab in tabs for field in list_fields(tab).values()}
 
 
+def find_field(element_id: str) -> Field | None:
+    """Return the field of an element; None for an element that is none, or of a tab without a layout."""
+    tab, _, name = element_id.partition(".")
+    return list_fields(tab).get(name) if (FOLDER / f"{tab}.toml").is_file() else None
+
+
 @functools.cache
 def _read(tab: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{tab}.toml").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...chat.answer_syntax import AnswerSyntax, find_syntax
 from ...extras.errors import UserError
+from ...hparams.methods import method_of_adapter
 
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ Arguments = Mapping[str, Any]
 LoadModel = Callable[[dict[str, Any]], "ChatModel"]
 
 TUNED, BASE = "tuned", "base"
-SWITCHED_TYPES = ("LORA", "OFT", "VERA", "LOHA", "LOKR", "IA3", "ADALORA", "BONE", "MISS")
-"""Adapters that lie on single layers, so that one request may run with them and the next without."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _can_switch(arguments: Arguments, adapter: str) -> bool:
-    """Tell whether the engine may run with and without an adapter that lies on this machine."""
+    """Tell whether one request may run with an adapter and the next without: it lies on single layers, and is here."""
     if arguments.get("infer_backend", "huggingface") != "huggingface" or arguments.get("infer_adapters"):
         return False
     path = Path(adapter) / "adapter_config.json"
@@ -147,4 +146,5 @@ def _can_switch(arguments: Arguments, adapter: str) -> bool:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("peft_type") in SWITCHED_TYPES
+    method = method_of_adapter(str(config.get("peft_type"))) if isinstance(config, dict) else None
+    return method is not None and method.kind == "layers"
