@@ -13,7 +13,7 @@ from llamafactory.data.preparation import settle_layout
 from llamafactory.data.registering import entry_of, register, write_whole
 from llamafactory.data.sources import open_source
 from llamafactory.extras.errors import UserError
-from llamafactory.webui.datasets.reading import count_rows, data_config, rank_datasets, read_rows
+from llamafactory.webui.datasets.reading import count_rows, data_config, read_rows
 from llamafactory.webui.datasets.showing import show_figures, show_rows
 from llamafactory.webui.datasets.uploading import add_upload, safe_name
 from llamafactory.webui.predictions import read_page, show_page
@@ -222,11 +222,6 @@ def test_only_what_concerns_data_is_asked_for() -> None:
         "dataset": "a",
         "output_dir": "o",
     }
-
-
-def test_datasets_fit_the_stage(demo_dataset_dir: Path) -> None:
-    assert rank_datasets(str(demo_dataset_dir), "dpo") == ["tiny_pairs"]
-    assert "tiny_pairs" not in rank_datasets(str(demo_dataset_dir), "sft")
 
 
 def test_predictions_are_read_page_by_page(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ async def answer(
     """Give the dialogues with more and more of their answers; leaving early, and the signal, stop the models."""
     progress = [_Progress(dialogue) for _, dialogue in lanes]
     events: asyncio.Queue[_Event] = asyncio.Queue()
-    tasks = [
+    tasks: list[asyncio.Task[Any]] = [
         asyncio.create_task(_pump(place, voice, dialogue, settings, events))
         for place, (voice, dialogue) in enumerate(lanes)
     ]
-    stopping = asyncio.create_task(stop.wait())
+    stopping: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     try:
         while not all(one.is_over for one in progress) and not stop.is_set():
             for event in await _next_events(events, stopping):

@@ -157,15 +157,18 @@ class ChatHandlers:
             yield {}
             return
         yield self._shown(given, dialogues) | self._buttons(is_writing=True)
+        answered = dialogues
+        answered = dialogues
         try:
             settings = read_settings(given)
-            async for dialogues in self.desk.answer(session, dialogues, settings):
-                yield self._shown(given, dialogues, is_writing=True)
+            async for state in self.desk.answer(session, dialogues, settings):
+                answered = state
+                yield self._shown(given, state, is_writing=True)
         except UserError as error:
             gr.Warning(plain_line(str(error), 500))
-        is_called = any(dialogue.expects_results for dialogue in dialogues)
+        is_called = any(dialogue.expects_results for dialogue in answered)
         yield (
-            self._shown(given, dialogues)
+            self._shown(given, answered)
             | self._buttons(is_writing=False)
             | ({self.elements["role"]: str(Role.OBSERVATION)} if is_called else {})
         )

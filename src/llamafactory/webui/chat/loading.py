@@ -10,8 +10,7 @@ from ...hparams.methods import tuning_methods
 from ..exchange import read_form
 from ..jobs.checking import JobError, find_problems
 from ..layout import fields_of
-from .desk import ChatDesk, Dialogues, read_extra
-from .escaping import plain_line
+from .desk import ChatDesk, read_extra
 from .handlers import QUIET, Updates, chat_labels
 
 

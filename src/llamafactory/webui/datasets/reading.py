@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...data.parser import read_dataset_info
 from ...extras.env import child_environment
 from ...extras.errors import UserError
 from ...hparams.config import write_value
@@ -37,17 +36,6 @@ MAX_ROWS = 50
 MAX_OFFSET = 1_000_000
 
 
-def list_datasets(folder: str) -> list[str]:
-    """Return the names in dataset_info.json."""
-    return list(read_dataset_info(folder))
-
-
-def rank_datasets(folder: str, stage: str) -> list[str]:
-    """Return the names that a stage can learn from, as far as their entries tell."""
-    wants_pairs = stage in ("rm", "dpo")
-    return [name for name, entry in read_dataset_info(folder).items() if _is_ranking(entry) == wants_pairs]
-
-
 def data_config(config: Config, output_dir: str = "saves") -> dict[str, Any]:
     """Return the part of a run's configuration that its data depends on."""
     kept = {key: value for key, value in config.items() if key in DATA_KEYS}
@@ -63,7 +51,7 @@ def read_rows(config: Config, num_rows: int, offset: int) -> "list[PreviewRow]":
     return list(preview_data(bench, num_rows, offset))
 
 
-async def count_rows(config: Config, timeout: float = 1800) -> dict[str, Any]:
+async def count_rows(config: Config, cwd: Path | None = None, timeout: float = 1800) -> dict[str, Any]:
     """Return the figures of `data stats`; leaving early stops the process that counts."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.yaml"
@@ -74,6 +62,7 @@ async def count_rows(config: Config, timeout: float = 1800) -> dict[str, Any]:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=child_environment(),
+            cwd=cwd,
         )
         try:
             output, errors = await asyncio.wait_for(process.communicate(), timeout)
@@ -94,10 +83,6 @@ def _bench(text: str) -> "Bench":
     from ...data.inspection.bench import load_bench
 
     return load_bench(load_run_config(json.loads(text), "train", announce=False))
-
-
-def _is_ranking(entry: object) -> bool:
-    return bool(isinstance(entry, dict) and entry.get("ranking"))
 
 
 def _last_words(errors: str) -> str:

@@ -109,11 +109,12 @@ def _attr_of(file: Path, kind: str, name: str) -> DatasetAttr:
 
 def _claim(folder: Path, name: str, kind: str, taken: set[str]) -> tuple[Path, str]:
     """Create an empty file under the first name that neither a file nor an entry has."""
-    for number in count(1):
-        candidate = name if number == 1 else f"{name}_{number}"
+    numbered = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    while True:
+        candidate = next(numbered)
+        path = folder / f"{candidate}.{kind}"
         if candidate in taken:
             continue
-        path = folder / f"{candidate}.{kind}"
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
