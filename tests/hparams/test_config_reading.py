@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_corpus import REQUIRED
 
 from llamafactory.extras.errors import UserError
-from llamafactory.hparams import read_args
+from llamafactory.hparams import ConfigError, get_train_args, read_args
 from llamafactory.hparams.parser import load_run_config
 from llamafactory.hparams.reading import read_given
 
@@ -143,3 +144,20 @@ def test_null_means_the_default() -> None:
         load_run_config({"model_name_or_path": "x", "output_dir": None})
     with pytest.raises(UserError, match="output_dir has no value; set it"):
         load_run_config({"model_name_or_path": "x", "output_dir": ""})
+
+
+def test_a_secret_may_come_from_the_environment_and_what_is_given_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMAFACTORY_HF_HUB_TOKEN", "from-the-environment")
+    base = {**REQUIRED["train"], "do_train": True, "dataset": "a"}
+    assert get_train_args(base)[0].hf_hub_token == "from-the-environment"
+    assert get_train_args({**base, "hf_hub_token": "given"})[0].hf_hub_token == "given"
+    assert "from-the-environment" not in load_run_config(base).to_yaml()
+
+
+def test_every_problem_names_the_keys_that_it_is_about() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config({**REQUIRED["train"], "lora_rank": "x", "lora_rnk": 1, "quantization_bit": 4, "stage": "pt"})
+    found = {problem.keys: problem.message for problem in caught.value.found}
+    assert {("lora_rank",), ("lora_rnk",)} <= set(found)
+    assert not [message for message in found.values() if message.startswith("argument")]
+    assert len(caught.value.problems) == len(found)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from browsing import Board, free_port, open_board
+from job_making import Acts, end_everything, make_places
+
+from llamafactory.webui.places import Places
 
 
 PAGE_MILLISECONDS = 60_000
@@ -58,3 +61,19 @@ def page(browser: Any, board: Board) -> Iterator[Any]:
     yield visitor
     context.close()
     assert not errors, errors
+
+
+@pytest.fixture
+def places(tmp_path: Path, tiny_llama_dir: Path, demo_dataset_dir: Path) -> Iterator[Places]:
+    """A folder to start runs in; whatever still runs there after a test is ended."""
+    places = make_places(tmp_path, tiny_llama_dir, demo_dataset_dir)
+    yield places
+    end_everything(places)
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Iterator[Acts]:
+    """Runs that do what a few lines say; they need no model."""
+    places = make_places(tmp_path)
+    yield Acts(places)
+    end_everything(places)

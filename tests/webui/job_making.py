@@ -3,21 +3,28 @@
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamafactory.webui import jobs
-from llamafactory.webui.jobs import Status
+from llamafactory.webui.jobs import Options, Run, Status
+from llamafactory.webui.jobs.processes import end_all
+from llamafactory.webui.jobs.queue import job_folders
+from llamafactory.webui.jobs.record import read_record
+from llamafactory.webui.jobs.stopping import cancel
 from llamafactory.webui.places import Places
 
 
 WAIT_SECONDS = 180.0
 
 
-def make_places(work: Path, model: Path, data: Path) -> Places:
+def make_places(work: Path, model: Path | None = None, data: Path | None = None) -> Places:
     """Make a folder like the one that a board is started in."""
-    shutil.copytree(model, work / "models" / "tiny")
-    shutil.copytree(data, work / "data")
+    if model is not None:
+        shutil.copytree(model, work / "models" / "tiny")
+    if data is not None:
+        shutil.copytree(data, work / "data")
     (work / "saves").mkdir()
     return Places(work=work.resolve())
 
@@ -63,3 +70,40 @@ def wait_over(run_dir: Path) -> Status:
 
 def is_training(status: Status) -> bool:
     return bool(status.progress.step)
+
+
+def wait_gone(is_gone: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_gone():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def plugin_values(name: str, plugin: str, **more: Any) -> dict[str, Any]:
+    """Return the keys of a run that imports acts/<plugin>.py before anything heavy."""
+    return run_values(name, plugins=f"acts/{plugin}.py", **more)
+
+
+@dataclass(frozen=True)
+class Acts:
+    """Runs that do what a few lines of Python say, and nothing else."""
+
+    places: Places
+
+    def write(self, plugin: str, code: str) -> None:
+        folder = self.places.work / "acts"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{plugin}.py").write_text(code, encoding="utf-8")
+
+    def start(self, name: str, plugin: str, code: str, **options: Any) -> Run:
+        self.write(plugin, code)
+        return jobs.start(plugin_values(name, plugin), Options(**options), places=self.places)
+
+
+def end_everything(places: Places) -> None:
+    """End what a failed test may have left."""
+    for run_dir in job_folders(places.saves):
+        cancel(run_dir)
+    for run_dir in job_folders(places.saves):
+        record = read_record(run_dir)
+        end_all(run_dir, record.supervisor if record is not None else None)

@@ -1,18 +1,12 @@
 """Jobs in real processes of their own: they outlive whoever started them, and everything about them is on disk."""
 
 import json
-from pathlib import Path
 
 import pytest
-from job_making import make_places, run_values, wait_over
+from job_making import run_values, wait_over
 
 from llamafactory.webui import jobs
 from llamafactory.webui.places import Places
-
-
-@pytest.fixture
-def places(tmp_path: Path, tiny_llama_dir: Path, demo_dataset_dir: Path) -> Places:
-    return make_places(tmp_path, tiny_llama_dir, demo_dataset_dir)
 
 
 def test_a_run_is_followed_by_its_files_alone(places: Places) -> None:
