@@ -13,6 +13,9 @@ from llamafactory.model.model_utils.attention import attention_in_use, takes_bou
 from llamafactory.model.model_utils.shifted_attention import attend_shifted
 
 
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 class Layer(torch.nn.Module):
     """What an attention function gets as its module."""
 
@@ -42,10 +45,15 @@ def rolled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return torch.cat([first, second.roll(size // 2, dims=2)], dim=1).transpose(1, 2)
 
 
-def heads_of(num_rows: int, num_heads: int, num_keys: int, length: int) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    sizes = (num_heads, num_keys, num_keys)
-    return [torch.randn(num_rows, size, length, 16, generator=generator).requires_grad_() for size in sizes]
+def read_shifted(heads: Any, mask: torch.Tensor | None, **case: Any) -> torch.Tensor:
+    return attend_shifted(Layer(), heads[0], heads[1], heads[2], mask, **case)[0]
+
+
+def heads_of(num_rows: int, num_heads: int, num_keys: int, length: int) -> Heads:
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(num_rows, num_heads, length, 16, generator=draw)
+    key, value = (torch.randn(num_rows, num_keys, length, 16, generator=draw) for _ in range(2))
+    return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
 
 
 @pytest.mark.parametrize(("num_heads", "num_keys"), [(4, 4), (4, 2), (4, 1), (6, 3), (8, 2)])
@@ -53,7 +61,7 @@ def test_half_of_the_heads_read_shifted_groups_as_in_the_paper(num_heads: int, n
     ours, theirs = heads_of(2, num_heads, num_keys, 32), heads_of(2, num_heads, num_keys, 32)
     slope = torch.randn(2, 32, num_heads, 16, generator=torch.Generator().manual_seed(1))
 
-    found, expected = attend_shifted(Layer(), *ours, None)[0], rolled_attention(*theirs)
+    found, expected = read_shifted(ours, None), rolled_attention(*theirs)
 
     assert_close(found, expected)
     for read in (found, expected):
@@ -65,19 +73,19 @@ def test_half_of_the_heads_read_shifted_groups_as_in_the_paper(num_heads: int, n
 def test_texts_in_one_row_and_padded_texts_are_cut_by_their_own_lengths() -> None:
     lengths = [32, 16, 3, 1, 8]
     alone: Any = [heads_of(1, 4, 2, length) for length in lengths]
-    expected = torch.cat([attend_shifted(Layer(), *heads, None)[0] for heads in alone], dim=1)
+    expected = torch.cat([read_shifted(heads, None) for heads in alone], dim=1)
     row: Any = [torch.cat(parts, dim=2) for parts in zip(*alone, strict=True)]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
 
-    assert_close(attend_shifted(Layer(), *row, None, position_ids=positions)[0], expected)
-    assert_close(attend_shifted(Layer(), *row, None, **sequence_bounds(positions))[0], expected)
+    assert_close(read_shifted(row, None, position_ids=positions), expected)
+    assert_close(read_shifted(row, None, **sequence_bounds(positions)), expected)
 
     for left, right in ((0, 7), (7, 0), (3, 4)):
         padded: Any = [torch.nn.functional.pad(heads, (0, 0, left, right)) for heads in alone[1]]
         mask = torch.zeros(1, 23, dtype=torch.long)
         mask[:, left : left + 16] = 1
-        found = attend_shifted(Layer(), *padded, mask)[0][:, left : left + 16]
-        assert_close(found, attend_shifted(Layer(), *alone[1], None)[0])
+        found = read_shifted(padded, mask)[:, left : left + 16]
+        assert_close(found, read_shifted(alone[1], None))
 
 
 FAMILIES = ["llama", "qwen3", "gemma2", "mistral", "gpt2"]

@@ -50,7 +50,7 @@ class HuggingfaceEngine(JobEngine):
         adapters = load_adapters(self.model, model_args)
         self.adapter_names = adapters.names if adapters else ()
         solo = SoloWriter(self.model, self.stop_ids[0] if pad is None else pad, adapters)
-        is_paged = self.can_generate and model_args.use_kv_cache
+        is_paged = self.can_generate and bool(self.model.config.use_cache)
         paged = paged_model(self.model, limits.max_running, adapters) if is_paged else None
         self.scheduler = Scheduler(self.tokenizer, paged, solo, limits)
 

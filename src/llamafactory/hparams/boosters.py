@@ -63,5 +63,17 @@ BOOSTERS = by_name(
             why="the model that it is compared with reads with full attention",
             source="arXiv 2309.12307",
         ),
+        BoosterRow(
+            name="depths",
+            title="mixture of depths",
+            switch="mixture_of_depths",
+            build=f"{OWN}.depths:with_depths",
+            stages=("pt", "sft"),
+            why="in training its choice of tokens looks ahead, so what it says of a text is no probability",
+            methods=("full", "lora"),
+            joins_rows=False,
+            whole="its routers are added to a model that is whole",
+            source="arXiv 2404.02258",
+        ),
     )
 )

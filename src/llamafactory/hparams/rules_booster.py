@@ -22,7 +22,8 @@ def _fits_method(view: View) -> Iterator[Violation]:
 def _fits_rows(view: View) -> Iterator[Violation]:
     for row in _chosen(view):
         for name in ("packing", "neat_packing", "padding_free"):
-            if not row.joins_rows and getattr(view, name) and name in view.given:
+            is_block = name == "packing" and view.stage == "pt"  # one text, whatever stood in it
+            if not row.joins_rows and getattr(view, name) and not is_block:
                 yield view.clash(row.switch, name, f"with {row.title} every row is one text")
 
 
@@ -39,10 +40,23 @@ def _shifted(view: View) -> Iterator[Violation]:
         yield view.clash("shift_attn", "use_asft_loss", BOOSTERS["shifted"].why)
 
 
+def _depths(view: View) -> Iterator[Violation]:
+    if view.mixture_of_depths is None:
+        return
+    if view.mixture_of_depths == "convert" and view.do_train and view.finetuning_type != "full":
+        hint = "new routers must be learned with the whole model; load takes lora too"
+        yield view.clash("mixture_of_depths", "finetuning_type", hint)
+    if view.quantization_bit is not None:
+        yield view.clash("mixture_of_depths", "quantization_bit", "routers need whole weights")
+    for name in ("shift_attn", "compile_layers"):
+        if getattr(view, name):
+            yield view.clash("mixture_of_depths", name)
+
+
 def _chosen(view: View) -> Iterator[BoosterRow]:
     for row in BOOSTERS.values():
         if getattr(view, row.switch):
             yield row
 
 
-RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _shifted)
+RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _shifted, _depths)

@@ -22,6 +22,7 @@ from ..extras.logging import get_logger
 from ..hparams.methods import tuning_methods
 from .adapter import apply_method
 from .base_changes import BaseChanges, apply_positions, carry_changes, read_changes
+from .depths import with_depths
 from .dtype import DtypeChoice, DtypeFlags, choose_dtype, inference_flags, stored_dtype
 from .fused import fuse_modules
 from .load_errors import reading_model
@@ -164,9 +165,10 @@ def load_weights(
     source = resolve_model(model_args.model_name_or_path, model_args)
     with reading_model(source):
         if model_args.train_from_scratch:
-            return kind.from_config(
+            drawn = kind.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=model_args.trust_remote_code
             )
+            return with_depths(drawn, source, model_args)
         loaded: Any = kind.from_pretrained(
             str(source),
             config=config,
@@ -187,7 +189,7 @@ def load_weights(
         raise UserError(
             f"The weights of {source} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}."
         )
-    return model
+    return with_depths(model, source, model_args)
 
 
 def load_dtype(config: PreTrainedConfig, request: LoadRequest) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from .depths import has_depths
 from .request import LoadRequest
 
 
@@ -20,5 +21,6 @@ def settle_generation_config(model: PreTrainedModel, request: LoadRequest) -> Pr
 
 def settle_cache_use(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
     """No KV cache in training, where it only costs memory and breaks packed rows."""
-    model.config.use_cache = request.model_args.use_kv_cache and not request.is_trainable
+    can_keep = not request.is_trainable and not has_depths(model)
+    model.config.use_cache = request.model_args.use_kv_cache and can_keep
     return model

@@ -14,6 +14,7 @@ from ..data.shared_prefix import SharedPrefixCollator
 from ..extras.device import device_facts
 from ..extras.errors import UserError
 from ..extras.logging import get_logger
+from ..model.depths import has_depths
 from ..model.model_utils.attention import (
     attention_in_use,
     shares_prefixes,
@@ -22,6 +23,7 @@ from ..model.model_utils.attention import (
     use_shifted_attention,
 )
 from ..model.model_utils.isolation import ADVICE, accepts_bounds, find_leak, gets_bounds
+from ..model.model_utils.wrapping import unwrapped
 from .layout import PADDED, Layout
 
 
@@ -42,13 +44,17 @@ def choose_layout(
 
     An explicit `padding_free: true` or `packing: true` is kept to or refused, never dropped.
     """
+    data = arguments.data
+    packs = bool(data.packing) and kind == "sft"
+    must = packs or bool(data.padding_free)
+    if has_depths(unwrapped(model)):
+        if must:
+            raise UserError(f"A mixture of depths chooses among the tokens of a whole row; {ADVICE}.")
+        return PADDED
     if arguments.model.shift_attn:
         use_shifted_attention(model, arguments.model.flash_attn)
     else:
         use_flat_attention(model, arguments.model.flash_attn)
-    data = arguments.data
-    packs = bool(data.packing) and kind == "sft"
-    must = packs or bool(data.padding_free)
     if data.padding_free and not joins_rows:
         raise UserError("padding_free: true is not known to this stage, which pads its batches; remove it.")
     has_bounds = takes_bounds(model)

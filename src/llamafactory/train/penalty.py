@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model.adapters.adalora import ranks_of
+from ..model.depths import depths_of
 from ..model.model_utils.mixture import balance_of
 from .objective import Batch, LossSum, MetricSum, Models, Objective
 from .stage import StageContext, StageParts
@@ -64,4 +65,7 @@ def find_penalties(model: "nn.Module", balance: float | None) -> dict[str, Penal
     balancing = balance_of(model, balance)
     if balancing is not None:
         found["aux_loss"] = balancing.take
+    depths = depths_of(model)
+    if depths is not None:
+        found["depth_loss"] = depths.take
     return found

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from ...extras.logging import get_logger
+from ..depths import has_depths
 from ..memory import StepShape, estimate_step
 from ..request import LoadRequest
 
@@ -59,11 +60,12 @@ def enable_checkpointing(model: PreTrainedModel, *, use_reentrant: bool) -> bool
     """Switch checkpointing on; False for a model that cannot.
 
     transformers also makes the embedding's output need a gradient, without which the reentrant form would not reach
-    adapters: nothing at the bottom of a frozen network needs one.
+    adapters: nothing at the bottom of a frozen network needs one. What the routers of a mixture of depths learn from
+    would not survive that form at all.
     """
     if not model.supports_gradient_checkpointing:
         logger.warning("This model cannot checkpoint its activations; all of them are kept.")
         return False
-    settings: dict[str, Any] = {"use_reentrant": use_reentrant}
+    settings: dict[str, Any] = {"use_reentrant": use_reentrant and not has_depths(model)}
     model.activation_checkpointing_enable(settings)
     return True

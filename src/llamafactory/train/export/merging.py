@@ -10,6 +10,7 @@ from ...extras.logging import get_logger
 from ...model.adapter import load_adapter, merge_adapters
 from ...model.adapters.saved import refuse_merge
 from ...model.base_changes import read_changes
+from ...model.depths import refuse_depths
 from ...model.dtype import NAMED_DTYPES, SHORT, stored_dtype
 from ...model.loader import check_vocabulary, load_config, load_weights
 from ...model.merge import merge_adapter
@@ -52,6 +53,7 @@ def merge_model(
     folders = [resolve_adapter(name, model_args) for name in model_args.adapter_name_or_path or ()]
     refuse_merge(folders)
     config = load_config(model_args)
+    refuse_depths(config, "exported: only this package knows its routers, and the folder of its run is whole already")
     stretch_positions(config, model_args)
     head = exported_head(head_of(config, folders), model_args, is_reward=is_reward)
     dtype = stored_dtype(config) if model_args.infer_dtype == "auto" else NAMED_DTYPES[model_args.infer_dtype]

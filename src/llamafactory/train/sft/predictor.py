@@ -10,6 +10,8 @@ from ...data.collator import PaddingCollator
 from ...data.template import Template
 from ...extras.constants import IGNORE_INDEX
 from ...hparams import GeneratingArguments
+from ...model.depths import has_depths
+from ...model.model_utils.wrapping import unwrapped
 from ..objective import Batch, Models
 from ..stage import RunArguments, StageContext
 from .metric import require_text_metrics, text_similarity
@@ -65,9 +67,11 @@ def answer_predictor(context: StageContext) -> AnswerPredictor | None:
     if not arguments.training.predict_with_generate:
         return None
     beams = arguments.training.generation_num_beams or arguments.data.eval_num_beams
+    generation = generation_config(arguments.generating, context.template, context.tokenizer, num_beams=beams)
+    generation.use_cache = not has_depths(unwrapped(context.model))
     return AnswerPredictor(
         context.tokenizer,
-        generation_config(arguments.generating, context.template, context.tokenizer, num_beams=beams),
+        generation,
         arguments.generating.skip_special_tokens,
     )
 
