@@ -52,7 +52,7 @@ class BaseModelArguments(Arguments):
     shift_attn: bool = False
     """Trains with attention in shifted groups, a quarter of a text each (LongLoRA): cheaper for long texts."""
     mixture_of_depths: Literal["convert", "load"] | None = None
-    """`convert` gives every second layer a router that picks the tokens it computes; `load` takes such a model."""
+    """Gives every second layer a router that picks the tokens it computes (`convert`), or loads such a model."""
     use_unsloth: bool = False
     """Loads and trains through the Unsloth package."""
     use_unsloth_gc: bool = False
