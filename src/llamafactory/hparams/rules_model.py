@@ -135,6 +135,8 @@ def _ktransformers(view: View) -> Iterator[Violation]:
 def _exporting(view: View) -> Iterator[Violation]:
     if view.command == "export" and not view.export_dir:
         yield Violation(("export_dir",), "export_dir is missing; name the folder that receives the model")
+    if view.export_gguf is not None and view.stage == "rm":
+        yield view.clash("export_gguf", "stage", "llama.cpp does not read our reward models")
 
 
 def _export_quantization(view: View) -> Iterator[Violation]:

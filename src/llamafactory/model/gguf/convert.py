@@ -25,26 +25,17 @@ from transformers import (
 
 from ...extras.errors import UserError
 from ...extras.logging import get_logger
+from .families import CONFIG_KEYS, FAMILIES
+from .positions import read_positions, short
 from .reader import GgufFile, read_gguf
 from .tokenizer import build_tokenizer
 
 
 logger = get_logger(__name__)
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of the cache key: raise it when the folder written for the same file changes."""
 
-DIRECT_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
-"""Dense decoders whose tensors need no rewriting but llama's; all others go through transformers (20 s, not 4)."""
-
-CONFIG_KEYS = {
-    "context_length": "max_position_embeddings",
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-}
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 FLOAT_DTYPES = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
 SHARD_SIZE = "5GB"
@@ -69,21 +60,26 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
 def build_config(file: GgufFile) -> PreTrainedConfig:
     """The transformers config of a directly convertible architecture."""
+    family = FAMILIES[file.architecture]
     missing = [key for key in CONFIG_KEYS if file.get(key) is None]
     if missing:
         raise UserError(f"The GGUF file {file.path} lacks {file.architecture}.{missing[0]}, so no config can be made.")
-    values: dict[str, Any] = {target: _short(file.get(key)) for key, target in CONFIG_KEYS.items()}
+    values: dict[str, Any] = {target: short(file.get(key)) for key, target in CONFIG_KEYS.items()}
     heads = values["num_attention_heads"]
     values["num_key_value_heads"] = file.get("attention.head_count_kv", heads)
     values["head_dim"] = file.get("attention.key_length") or values["hidden_size"] // heads
-    values["rope_parameters"] = {"rope_type": "default", "rope_theta": _short(file.get("rope.freq_base", 10000.0))}
+    values["rope_parameters"] = read_positions(file, values["head_dim"])
     values["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     values["tie_word_embeddings"] = "output.weight" not in file.tensors
     for name, key in TOKEN_IDS.items():
         values[key] = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
     if file.architecture == "llama":
         values["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    config = AutoConfig.for_model(file.architecture, **values)
+        values["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    values |= {target: short(file.get(key)) for key, target in family.keys.items()}
+    config = AutoConfig.for_model(family.model_types[0], **values)
+    for name, value in family.assumed(config).items():
+        setattr(config, name, value)
     with torch.device("meta"):
         config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
     return config
@@ -96,7 +92,7 @@ def state_tensors(file: GgufFile, config: PreTrainedConfig) -> Iterator[tuple[st
     tied: set[str] = set(model.all_tied_weights_keys)
     architecture = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == file.architecture)
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
-    restore = _head_order(file)
+    restore = _restoring(file)
     for name, expected in model.state_dict().items():
         if name in tied:
             continue
@@ -120,35 +116,28 @@ def stored_dtype(file: GgufFile) -> torch.dtype:
 
 
 def _is_direct(file: GgufFile) -> bool:
-    """True where names and shapes map one to one; experts and scaled positions need transformers' own mapping."""
-    if any(name.startswith("rope_freqs") or name.startswith("rope_factors") for name in file.tensors):
-        raise UserError(
-            f"The GGUF file {file.path} keeps scaled rotary frequencies as a tensor, which a transformers config "
-            "cannot hold; use the model's safetensors version."
-        )
-    if file.get("rope.scaling.type", "none") != "none":
+    """True where names and shapes map one to one; experts need transformers' own mapping."""
+    if file.get("rope.scaling.type", "none") not in ("none", "linear", "yarn"):
         return False
-    return file.architecture in DIRECT_ARCHITECTURES and not file.get("expert_count")
+    return file.architecture in FAMILIES and not file.get("expert_count")
 
 
-def _head_order(file: GgufFile) -> Callable[[str, np.ndarray], np.ndarray]:
-    """llama.cpp interleaves the two rotary halves of llama's q and k rows; this puts them back."""
+def _restoring(file: GgufFile) -> Callable[[str, np.ndarray], np.ndarray]:
+    """llama.cpp interleaves the two rotary halves of llama's q and k rows and shifts gemma's norms; this undoes it."""
+    family = FAMILIES[file.architecture]
     num_heads = file.get("attention.head_count")
     heads = {"attn_q": num_heads, "attn_k": file.get("attention.head_count_kv", num_heads)}
 
     def restore(source: str, weight: np.ndarray) -> np.ndarray:
+        if family.norm_shift and source.endswith("norm.weight"):
+            return weight - np.float32(family.norm_shift)
         num_groups = heads.get(source.split(".")[-2])
-        if file.architecture != "llama" or num_groups is None:
+        if not family.is_paired or num_groups is None:
             return weight
         halves = weight.reshape(num_groups, weight.shape[0] // num_groups // 2, 2, *weight.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
     return restore
-
-
-def _short(value: Any) -> Any:
-    """1e-05 instead of 9.999999747378752e-06: the shortest decimal of the same float32."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _convert_by_transformers(file: GgufFile, folder: Path) -> None:

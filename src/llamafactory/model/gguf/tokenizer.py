@@ -8,33 +8,25 @@ of spaces before a number came out as different ids than in training.
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ...extras.logging import get_logger
 from .reader import GgufFile
+from .splits import Split, named_split
 
 
 logger = get_logger(__name__)
 
 CONTROL, USER_DEFINED = 3, 4  # llama.cpp's token types
 
-# Which split each pre-tokenizer name means, as llama.cpp's llama-vocab.cpp has it.
-DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
-PLAIN_GPT2 = frozenset({"gpt-2", "olmo", "mpt"})
-LLAMA3 = frozenset({"llama-bpe", "llama3", "llama-v3"})
-QWEN2 = frozenset({"qwen2", "deepseek-r1-qwen"})
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 
 def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     """The tokenizer of this file, with its special tokens and its chat template."""
-    pre = file.metadata.get("tokenizer.ggml.pre")
-    if file.metadata.get("tokenizer.ggml.model") == "gpt2" and pre in DIGITS_FIRST | PLAIN_GPT2 | LLAMA3 | QWEN2:
-        return _wrap(file, _byte_level_bpe(file.metadata, str(pre)))
+    pre = str(file.metadata.get("tokenizer.ggml.pre"))
+    split = named_split(pre)
+    if file.metadata.get("tokenizer.ggml.model") == "gpt2" and split is not None:
+        return _wrap(file, _byte_level_bpe(file.metadata, split))
 
     logger.info("The tokenizer of this GGUF file (pre-tokenizer %s) is rebuilt by transformers.", pre)
     return AutoTokenizer.from_pretrained(
@@ -42,14 +34,14 @@ def build_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     )
 
 
-def _byte_level_bpe(metadata: dict[str, Any], pre: str) -> Tokenizer:
+def _byte_level_bpe(metadata: dict[str, Any], split: Split) -> Tokenizer:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in LLAMA3))
-    tokenizer.pre_tokenizer = _splitter(pre)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=split.takes_whole))
+    tokenizer.pre_tokenizer = split.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    if pre in QWEN2:
+    if split.composes:
         tokenizer.normalizer = normalizers.NFC()
 
     kinds: list[int] = metadata.get("tokenizer.ggml.token_type", [])
@@ -58,18 +50,6 @@ def _byte_level_bpe(metadata: dict[str, Any], pre: str) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in whole])
     return tokenizer
-
-
-def _splitter(pre: str) -> pre_tokenizers.PreTokenizer:
-    if pre in PLAIN_GPT2:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre in DIGITS_FIRST:
-        first = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-
-    regex = Regex(SPLIT % ("{1,3}" if pre in LLAMA3 else ""))
-    split = pre_tokenizers.Split(regex, behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _wrap(file: GgufFile, tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

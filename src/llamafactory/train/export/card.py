@@ -1,5 +1,6 @@
 """The README of an export: what was merged, what was checked, and how to run it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ _SCORING = (
 )
 
 
-def model_card(model_args: "ModelArguments", promise: Promise) -> str:
+def model_card(model_args: "ModelArguments", promise: Promise, notes: Sequence[str] = ()) -> str:
     """A short README: what was merged, what was checked, how to run it."""
     name = model_args.model_name_or_path
     is_hub_id = "://" not in name and not Path(name).expanduser().exists()
@@ -48,6 +49,7 @@ def model_card(model_args: "ModelArguments", promise: Promise) -> str:
             f"Checked on {len(DIALOGUES)} dialogues after reading it back (largest difference of a logit, as a share "
             f"of the largest).{merge_gap} Rounding to {SHORT[promise.dtype]}: {promise.rounding_gap:.1e}.",
             "",
+            *(line for note in notes for line in (note, "")),
             "```python",
             *(_SCORING if promise.is_score else _CHATTING),
             "```",

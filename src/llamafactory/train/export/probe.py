@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -65,3 +65,35 @@ def require_equal(
             f"{tolerance:.1e} is allowed)."
         )
     return gap
+
+
+def require_close(
+    expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], divergence: float, sides: str
+) -> str:
+    """Compare next-token probabilities and say how far they are; above `divergence` it fails.
+
+    Args:
+        divergence: Largest mean of KL(expected || found) over all positions of all prompts, in nats.
+    """
+    wanted, given = torch.cat([row[0] for row in expected]), torch.cat([row[0] for row in found])
+    wanted, given = wanted.log_softmax(-1), given.log_softmax(-1)
+    mean = float((wanted.exp() * (wanted - given)).sum(-1).mean())
+    same = float((wanted.argmax(-1) == given.argmax(-1)).float().mean())
+    if math.isnan(mean) or mean > divergence:
+        raise UserError(
+            f"The export was removed: {sides} answer too differently (mean KL divergence {mean:.2g} nats per token; "
+            f"{divergence:g} is allowed)."
+        )
+    allowed = f"({divergence:g} allowed)"
+    return f"mean KL divergence {max(mean, 0.0):.1e} nats per token {allowed}, top token same in {same:.0%}"
+
+
+def require_prompts(tokenizer: "PreTrainedTokenizerBase", probe: Probe) -> None:
+    """Fail where a saved tokenizer's own chat template writes another prompt than this run's template."""
+    for dialogue, prompt in zip(probe.dialogues, probe.prompts, strict=True):
+        found: Any = tokenizer.apply_chat_template(dialogue, add_generation_prompt=True, return_dict=False)
+        if found != prompt:
+            raise UserError(
+                "The export was removed: its own chat template writes another prompt than the template of this run, "
+                f"{tokenizer.decode(found)!r} instead of {tokenizer.decode(prompt)!r}."
+            )

@@ -8,13 +8,12 @@ import torch
 from transformers import AutoTokenizer
 
 from ...data.slot_template import SlotTemplate
-from ...extras.errors import UserError
 from ...model.dtype import SHORT
 from ...model.loader import load_config, load_weights
 from ...model.model_utils.valuehead import head_of
 from ..rm.padding import separate_padding
 from .merging import Merge
-from .probe import EXACT_TOLERANCE, Probe, require_equal
+from .probe import EXACT_TOLERANCE, Probe, require_equal, require_prompts
 
 
 if TYPE_CHECKING:
@@ -82,13 +81,7 @@ def cast_parameters(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def verify_export(promise: Promise, probe: Probe, folder: Path, model_args: "ModelArguments") -> None:
     """Read the folder as anybody would and compare prompts and logits with what was promised."""
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    for dialogue, prompt in zip(probe.dialogues, probe.prompts, strict=True):
-        found = tokenizer.apply_chat_template(dialogue, add_generation_prompt=True, return_dict=False)
-        if found != prompt:
-            raise UserError(
-                "The export was removed: its own chat template writes another prompt than the template of this run, "
-                f"{tokenizer.decode(found)!r} instead of {tokenizer.decode(prompt)!r}."
-            )
+    require_prompts(tokenizer, probe)
     written = replace(model_args, model_name_or_path=str(folder), adapter_name_or_path=None, rope_scaling=None)
     config = load_config(written)
     placed = model_args.export_device == "auto"
