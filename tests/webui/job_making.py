@@ -9,10 +9,7 @@ from typing import Any
 
 from llamafactory.webui import jobs
 from llamafactory.webui.jobs import Options, Run, Status
-from llamafactory.webui.jobs.processes import end_all
 from llamafactory.webui.jobs.queue import job_folders
-from llamafactory.webui.jobs.record import read_record
-from llamafactory.webui.jobs.stopping import cancel
 from llamafactory.webui.places import Places
 
 
@@ -101,9 +98,11 @@ class Acts:
 
 
 def end_everything(places: Places) -> None:
-    """End what a failed test may have left."""
-    for run_dir in job_folders(places.saves):
-        cancel(run_dir)
-    for run_dir in job_folders(places.saves):
-        record = read_record(run_dir)
-        end_all(run_dir, record.supervisor if record is not None else None)
+    """End what a test may have left."""
+    left = list(job_folders(places.saves))
+    for run_dir in left:
+        jobs.cancel(run_dir)
+    for run_dir in left:
+        jobs.abort(run_dir, grace=0)
+    for run_dir in left:
+        wait_over(run_dir)

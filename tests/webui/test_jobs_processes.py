@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from job_making import Acts, wait_gone, wait_over, wait_until
+from job_making import Acts, plugin_values, wait_gone, wait_over, wait_until
 
 from llamafactory.webui import jobs
 from llamafactory.webui.jobs.processes import Identity, identify, run_processes
@@ -81,6 +82,7 @@ def test_what_does_not_end_by_itself_is_killed_with_all_its_children(acts: Acts)
     assert [worker for worker in workers if worker.is_alive] == []
 
 
+@pytest.mark.slow
 def test_a_shorter_grace_counts_when_it_is_asked_for_again(acts: Acts) -> None:
     run = acts.start("a", "stubborn", STUBBORN)
     wait_until(run.run_dir, lambda status: "is there" in status.log_tail)
@@ -115,6 +117,7 @@ def test_a_run_that_fails_while_nobody_watches_is_found_out(acts: Acts) -> None:
     assert record_of(run.run_dir).phase == "ended"
 
 
+@pytest.mark.slow
 def test_workers_whose_parents_were_all_killed_keep_a_run_alive_until_it_is_stopped(acts: Acts) -> None:
     run = acts.start("a", "stubborn", STUBBORN)
     wait_until(run.run_dir, lambda status: "is there" in status.log_tail)
@@ -164,3 +167,54 @@ def test_a_failed_run_says_why(acts: Acts, code: str, reason: str, exit_code: in
 
     assert (status.state, status.exit_code) == ("failed", exit_code)
     assert reason in status.reason
+
+
+@pytest.mark.slow
+def test_a_run_that_finishes_while_nobody_watches_is_known_by_its_results(acts: Acts) -> None:
+    code = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+print("is there", flush=True)
+time.sleep(2)
+Path("saves/tiny/lora/a/train_results.json").write_text("{}")
+"""
+    run = acts.start("a", "writes", code + "raise SystemExit(0)\n")
+    wait_until(run.run_dir, lambda status: "is there" in status.log_tail)
+    kill(record_of(run.run_dir).supervisor)
+
+    status = wait_over(run.run_dir)
+    assert (status.state, status.exit_code, status.reason) == ("finished", None, "")
+
+
+def test_of_two_who_start_in_one_folder_at_once_one_is_refused(acts: Acts) -> None:
+    acts.write("slow", "import time; time.sleep(600)")
+
+    def begin(_: int) -> str:
+        try:
+            return jobs.start(plugin_values("a", "slow"), places=acts.places).run_id
+        except jobs.JobError as error:
+            return error.problems[0].keys[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(begin, range(4))) == ["output_dir", "output_dir", "output_dir", "tiny/lora/a"]
+    run_dir = acts.places.saves / "tiny/lora/a"
+    wait_gone(lambda: bool(run_processes(run_dir)))
+    time.sleep(0.5)
+    assert len(run_processes(run_dir)) == 1
+
+
+@pytest.mark.slow
+def test_a_failed_run_begins_again_with_what_it_was_told(acts: Acts) -> None:
+    code = "import sys\nfrom llamafactory.hparams import get_train_args as read\n"
+    code += "training = read(sys.argv[2:])[2]\nprint(training.learning_rate, training.max_steps)\nsys.exit(5)"
+    acts.write("fails", code)
+    values = plugin_values("a", "fails", learning_rate=1e-5)
+    run = jobs.start(values, places=acts.places)
+    assert wait_over(run.run_dir).log_tail.endswith("1e-05 3")
+
+    for steps in (4, 5):
+        assert jobs.resume(run.run_dir, {"max_steps": steps}, places=acts.places) == run
+        status = wait_over(run.run_dir)
+        assert status.state == "failed"
+        assert status.log_tail.splitlines() == [f"1e-05 {steps}"]  # the output of this start alone

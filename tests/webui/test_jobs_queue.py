@@ -73,6 +73,7 @@ def test_a_waiting_job_can_be_taken_out(acts: Acts) -> None:
     assert not jobs.cancel(first)
 
 
+@pytest.mark.slow
 def test_the_queue_goes_on_when_the_one_in_charge_is_killed(acts: Acts) -> None:
     first = note(acts, "first", "import time; time.sleep(2); sys.exit(0)")
     second = note(acts, "second")
@@ -100,6 +101,7 @@ def test_whoever_looks_wakes_a_queue_that_nobody_is_in_charge_of(acts: Acts) -> 
     assert wait_over(run.run_dir).state == "finished"
 
 
+@pytest.mark.slow
 def test_a_waiting_job_lets_only_jobs_on_its_own_devices_go_first(acts: Acts) -> None:
     first = note(acts, "first", "import time; time.sleep(600)", devices=(0, 1))
     other = note(acts, "other", "import os; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(0)", devices=(2,))
@@ -113,6 +115,7 @@ def test_a_waiting_job_lets_only_jobs_on_its_own_devices_go_first(acts: Acts) ->
     assert wait_over(same).state == "finished"
 
 
+@pytest.mark.slow
 def test_a_job_at_once_does_not_wait_for_the_queue(acts: Acts) -> None:
     first = note(acts, "first", "import time; time.sleep(600)")
     wait_until(first, lambda status: status.state == "running")
@@ -121,3 +124,12 @@ def test_a_job_at_once_does_not_wait_for_the_queue(acts: Acts) -> None:
     record = read_record(first)
     assert record is not None
     assert record.phase == "running"
+
+
+@pytest.mark.slow
+def test_the_secret_of_one_job_is_not_handed_on_to_the_next(acts: Acts) -> None:
+    secret = "hf_abcdefghijklmnop1234"
+    acts.write("first", "import time; time.sleep(2); raise SystemExit(0)")
+    jobs.start(plugin_values("first", "first", hf_hub_token=secret), places=acts.places)
+    check = "import os; sys.exit(4 if any('abcdefghijklmnop1234' in text for text in os.environ.values()) else 0)"
+    assert wait_over(note(acts, "second", check)).state == "finished"

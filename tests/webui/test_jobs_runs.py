@@ -9,6 +9,7 @@ import pytest
 from llamafactory.extras.errors import UserError
 from llamafactory.webui import jobs
 from llamafactory.webui.jobs import progress
+from llamafactory.webui.jobs.failures import find_reason
 
 
 def make_run(
@@ -119,3 +120,35 @@ def test_a_long_log_costs_no_more_than_a_short_one_and_keeps_both_ends(root: Pat
     steps = [step for step, _ in points]
     assert steps == sorted(set(steps))
     assert jobs.read_progress(root / "qwen/lora/a").step == 100_000
+
+
+def test_the_log_is_what_a_person_would_have_seen(root: Path) -> None:
+    output = "\x1b[31mred\x1b[0m\n 0%| | 0/3\r 33%| | 1/3\r100%| | 3/3\nwith hf_abcdefghijklmnop1234 <b>\r\n"
+    (root / "qwen/lora/a/webui_subprocess.log").write_bytes(output.encode())
+
+    assert jobs.read_status(root / "qwen/lora/a").log_tail == "red\n100%| | 3/3\nwith hf_*** <b>"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (
+            "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: CUDA out of memory.\n",
+            "torch.OutOfMemoryError: CUDA out of memory.",
+        ),
+        (
+            "[rank1]: ValueError: bad\n[ERROR] Rank 1 ended with exit code 1; its messages are above.\n",
+            "ValueError: bad",
+        ),
+        ("ValueError: first\nmore\nKeyError: 'last'\n 3%|  | 1/30 [00:01<00:02, 1.0it/s]\n", "KeyError: 'last'"),
+        ("nothing to see", "nothing to see"),
+        ("", "The run ended with exit code 1 and said nothing."),
+    ],
+)
+def test_the_reason_is_the_last_error(output: str, reason: str) -> None:
+    assert find_reason(output, 1) == reason
+
+
+def test_a_list_of_mistakes_is_told_whole() -> None:
+    output = "[INFO] x\nThe configuration has 2 problems:\n  - a is wrong\n  - b is missing\n"
+    assert find_reason(output, 2) == "The configuration has 2 problems: - a is wrong - b is missing"

@@ -15,7 +15,7 @@ from ...extras.errors import UserError
 from ...extras.logging import redact
 from ...hparams import TrainingArguments
 from ...hparams.config import SECRET_NAMES, RunConfig
-from ...hparams.parser import ConfigError, load_run_config, secret_variable
+from ...hparams.parser import ConfigError, load_run_config
 from ...hparams.schema import secret_names
 from ...train.run_plan import RESULTS, plan_run
 from ..places import Places, confine
@@ -43,7 +43,7 @@ class JobError(UserError):
 
 def find_problems(values: Mapping[str, Any], command: str, places: Places) -> list[Problem]:
     """Return all that is wrong with the values of a job; nothing is written, printed or raised."""
-    problems = [*_written_secrets(values, command), *_paths(values, places)]
+    problems = [*_written_secrets(values, command), *find_stray_paths(values, places)]
     try:
         config = load_run_config(values, command, announce=False)
     except ConfigError as error:
@@ -54,10 +54,10 @@ def find_problems(values: Mapping[str, Any], command: str, places: Places) -> li
 
 
 def split_secrets(values: Mapping[str, Any], command: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values that may be written, and the variables that carry the secret ones to the command."""
+    """Return the values that may be written, and the secret ones, which only the command itself may see."""
     names = secret_names(command)
     open_values = {key: value for key, value in values.items() if key not in names}
-    return open_values, {secret_variable(key): str(values[key]) for key in names if values.get(key)}
+    return open_values, {key: str(values[key]) for key in names if values.get(key)}
 
 
 def _written_secrets(values: Mapping[str, Any], command: str) -> Iterator[Problem]:
@@ -89,7 +89,7 @@ def _path_keys() -> dict[str, list[str]]:
     return tomllib.loads(Path(__file__).with_name("paths.toml").read_text(encoding="utf-8"))
 
 
-def _paths(values: Mapping[str, Any], places: Places) -> Iterator[Problem]:
+def find_stray_paths(values: Mapping[str, Any], places: Places) -> Iterator[Problem]:
     """Find paths that lead out of the folders of the board."""
     for kind, keys in _path_keys().items():
         roots = (places.saves,) if kind == "saves" else places.roots

@@ -12,6 +12,7 @@ NOISE = re.compile(
     r"^(?:\[(?:INFO|WARNING)\]|[WI]\d{4} |Traceback|\s*$|-{3,}|={3,}|.*\bits?/s\b|.*\|\s*\d+/\d+ \[)"
     r"|messages are above|resource_tracker|^\s*warnings\.warn"
 )
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_CHARS = 600
 USER_ERROR = 2
 
@@ -31,7 +32,7 @@ def find_reason(output: str, exit_code: int | None) -> str:
 
 def plain_lines(output: str) -> list[str]:
     """Split a terminal's output into the lines that a person would see: a progress bar is its last state."""
-    return [line.rstrip("\r").rpartition("\r")[2] for line in output.split("\n")]
+    return [line.rstrip("\r").rpartition("\r")[2] for line in ESCAPES.sub("", output).split("\n")]
 
 
 def _last_error(lines: list[str]) -> str:

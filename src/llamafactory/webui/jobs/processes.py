@@ -18,6 +18,8 @@ import psutil
 
 
 WORKDIR_VARIABLE = "LLAMABOARD_WORKDIR"
+SECRET_PREFIX = "LLAMABOARD_SECRET_"  # noqa: S105  a name, no secret
+"""What begins so in the environment of a supervisor is for its own job alone."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 END_SECONDS = 10.0  # what the system gets to remove killed processes
 ROUND_SECONDS = 0.05

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ...extras.env import child_environment
 from .files import BOARD_FOLDER, JOB_FILE, write_atomically
-from .processes import launch_detached
+from .processes import SECRET_PREFIX, launch_detached
 from .record import Record, read_record
 
 
@@ -64,7 +64,7 @@ def wake(root: Path) -> None:
     launch_detached(
         [sys.executable, "-m", DISPATCHER, str(root)],
         cwd=root,
-        env=child_environment(),
+        env={name: text for name, text in child_environment().items() if not name.startswith(SECRET_PREFIX)},
         output=root / BOARD_FOLDER / "dispatcher.log",
     ).wait()
 

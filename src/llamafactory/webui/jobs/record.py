@@ -13,6 +13,13 @@ from .processes import Identity
 
 
 Phase = Literal["queued", "starting", "running", "ended"]
+HUB_VARIABLES = {
+    "huggingface": {"USE_MODELSCOPE_HUB": "0", "USE_OPENMIND_HUB": "0"},
+    "modelscope": {"USE_MODELSCOPE_HUB": "1", "USE_OPENMIND_HUB": "0"},
+    "openmind": {"USE_MODELSCOPE_HUB": "0", "USE_OPENMIND_HUB": "1"},
+    "": {},
+}
+"""Hub -> what a job finds in its environment; the empty name leaves it as the server's is."""
 Outcome = Literal["finished", "stopped", "failed"]
 
 
@@ -32,6 +39,8 @@ class Record:
     """Accelerators that the job may use; empty for all."""
     processes: int | None = None
     """How many workers train together; None for one on each device."""
+    hub: str = ""
+    """Where ids are looked up: a key of HUB_VARIABLES."""
     goes_on: bool = False
     """Whether this start continues from the newest checkpoint of the folder."""
     supervisor: Identity | None = None
@@ -70,7 +79,7 @@ def read_record(run_dir: Path) -> Record | None:
         record = Record(**values)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return record if record.command in CONFIG_FILES else None
+    return record if record.command in CONFIG_FILES and record.hub in HUB_VARIABLES else None
 
 
 def write_record(run_dir: Path, record: Record) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ...extras.constants import RESOLVED_CONFIG
 from ...extras.errors import UserError
 from .files import CONFIG_FILES, FORM_FILE
-from .outcome import read_yaml
+from .outcome import load_yaml, read_yaml
 from .progress import Curve
 from .queue import MAX_DEPTH
 from .record import read_record
@@ -133,10 +133,8 @@ def _given_config(run_dir: Path) -> dict[str, Any]:
         text = (run_dir / RESOLVED_CONFIG).read_text(encoding="utf-8")
     except OSError:
         return {}
-    import yaml
-
     head = re.split(r"^# (?:Derived from|Defaults)", text, maxsplit=1, flags=re.MULTILINE)[0]
-    values = yaml.safe_load(head)
+    values = load_yaml(head)
     return values if isinstance(values, dict) else {}
 
 

@@ -10,12 +10,14 @@ from ...extras.env import read_env
 from ...extras.errors import UserError
 from ...extras.logging import redact
 from ...hparams.config import SECRET_NAMES, write_value
+from ...hparams.parser import read_args, secret_variable
 from ..places import Places, confine, read_places
 from .checking import JobError, Problem, find_problems, split_secrets
 from .files import CONFIG_FILES, FORM_FILE, OUTPUT_FILE, write_atomically
-from .outcome import job_config, saved_step
+from .outcome import saved_step
+from .processes import SECRET_PREFIX
 from .queue import enqueue, wake
-from .record import Record, forget_stop, lock, read_record, write_record
+from .record import HUB_VARIABLES, Record, forget_stop, lock, read_record, write_record
 from .state import is_active, supervise
 
 
@@ -33,6 +35,8 @@ class Options:
     """Accelerators by number; empty for all."""
     processes: int | None = None
     """Workers that train together; None for one on each device."""
+    hub: str = ""
+    """Where ids are looked up: huggingface, modelscope or openmind; empty for the server's own choice."""
     queued: bool = False
     """Whether it waits until running jobs leave its devices."""
 
@@ -52,7 +56,7 @@ def start(values: Mapping[str, Any], options: Options | None = None, *, places: 
     run_dir, values = _place(values, options, places)
     problems = [*_refusals(run_dir, options), *find_problems(values, options.command, places)]
     kept, secret = split_secrets(values, options.command)
-    problems += _waiting_secrets(secret, values, options)
+    problems += _waiting_secrets(secret, options)
     if problems:
         raise JobError(problems)
 
@@ -64,6 +68,7 @@ def start(values: Mapping[str, Any], options: Options | None = None, *, places: 
         phase="queued" if options.queued else "starting",
         devices=tuple(options.devices),
         processes=options.processes,
+        hub=options.hub,
     )
     files = {
         CONFIG_FILES[options.command]: _to_yaml(kept, options.command),
@@ -87,20 +92,24 @@ def resume(
     record = read_record(run_dir)
     if record is None:
         raise UserError(f"{places.shown(run_dir)} was not started by the board, so it cannot be started again by it.")
-    config = {**job_config(run_dir, record.command), **(changes or {})}
+    config = {**read_args([str(run_dir / CONFIG_FILES[record.command])]), **(changes or {})}
     goes_on = record.command == "train" and config.get("do_train") is True and saved_step(run_dir) is not None
     checked = {**config, "overwrite_output_dir": False, "resume_from_checkpoint": True} if goes_on else config
     options = Options(command=record.command, queued=queued)
     kept, secret = split_secrets(config, record.command)
-    problems = [*find_problems(checked, record.command, places), *_waiting_secrets(secret, config, options)]
+    problems = [*find_problems(checked, record.command, places), *_waiting_secrets(secret, options)]
     if problems:
         raise JobError(problems)
 
-    again = replace(
-        Record(command=record.command, root=record.root, cwd=record.cwd, created=time.time(), phase="starting"),
+    again = Record(
+        command=record.command,
+        root=str(places.saves.resolve()),
+        cwd=str(places.work),
+        created=time.time(),
         phase="queued" if queued else "starting",
         devices=record.devices,
         processes=record.processes,
+        hub=record.hub,
         goes_on=goes_on,
     )
     return _begin(run_dir, again, secret, {CONFIG_FILES[record.command]: _to_yaml(kept, record.command)})
@@ -112,6 +121,8 @@ def _place(values: Mapping[str, Any], options: Options, places: Places) -> tuple
         raise UserError(
             f"{options.command!r} cannot be started from the board; it is one of {', '.join(CONFIG_FILES)}."
         )
+    if options.hub not in HUB_VARIABLES:
+        raise UserError(f"{options.hub!r} is no hub; choose one of {', '.join(filter(None, HUB_VARIABLES))}.")
     wanted = str(options.run_dir or values.get("output_dir") or "").strip()
     if not wanted:
         raise JobError([Problem(("output_dir",), "output_dir is missing; name the folder of the run")])
@@ -142,21 +153,24 @@ def _in_use(run_dir: Path) -> Problem:
     return Problem(("output_dir",), f"A job runs or waits in {run_dir.name!r}; stop it first, or choose another name")
 
 
-def _waiting_secrets(secret: Mapping[str, str], values: Mapping[str, Any], options: Options) -> list[Problem]:
+def _waiting_secrets(secret: Mapping[str, str], options: Options) -> list[Problem]:
     if not (secret and options.queued):
         return []
-    keys = tuple(key for key, value in values.items() if value in secret.values())
+    names = ", ".join(secret_variable(key) for key in secret)
     message = (
-        f"{', '.join(keys)}: a job in the queue would have to write this down; set it in the environment of the "
-        f"server ({', '.join(secret)}) or start the job at once"
+        f"{', '.join(secret)}: a job in the queue would have to write this down; set {names} in the environment of "
+        "the server, or start the job at once"
     )
-    return [Problem(keys, message)]
+    return [Problem(tuple(secret), message)]
 
 
 def _begin(run_dir: Path, record: Record, secret: Mapping[str, str], files: Mapping[str, str]) -> Run:
     """Write the files of a job and let it begin, unless somebody else has taken the folder meanwhile."""
     root = Path(record.root)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {str(run_dir)!r} cannot be made: {error.strerror}.") from None
     if is_active(run_dir):
         raise JobError([_in_use(run_dir)])
     before = read_record(run_dir)
@@ -172,7 +186,7 @@ def _begin(run_dir: Path, record: Record, secret: Mapping[str, str], files: Mapp
         enqueue(root, run_dir)
         wake(root)
     else:
-        supervise(run_dir, record, variables=secret)
+        supervise(run_dir, record, variables={f"{SECRET_PREFIX}{key.upper()}": text for key, text in secret.items()})
     return Run(run_dir.relative_to(root).as_posix(), run_dir)
 
 

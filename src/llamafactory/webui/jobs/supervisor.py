@@ -19,6 +19,7 @@ from .devices import device_variables
 from .files import CONFIG_FILES, OUTPUT_FILE
 from .outcome import settle
 from .processes import (
+    SECRET_PREFIX,
     WORKDIR_VARIABLE,
     Identity,
     ask_to_stop,
@@ -29,7 +30,7 @@ from .processes import (
     step_aside,
 )
 from .queue import wake
-from .record import Record, change_record, read_record, read_stop, request_stop
+from .record import HUB_VARIABLES, Record, change_record, read_record, read_stop, request_stop
 
 
 GRACE_SECONDS = 600.0
@@ -123,18 +124,26 @@ def command_line(run_dir: Path, record: Record) -> list[str]:
     return [*words, "overwrite_output_dir=false", "resume_from_checkpoint=true"] if record.goes_on else words
 
 
+def secret_variable(name: str) -> str:
+    """Return the variable that the command reads a secret from, of the one that brought it here."""
+    return f"LLAMAFACTORY_{name.removeprefix(SECRET_PREFIX)}"
+
+
 def _start(run_dir: Path, record: Record) -> Started:
     variables = {
         "LLAMABOARD_ENABLED": "1",
         WORKDIR_VARIABLE: str(run_dir),
         "PYTHONUNBUFFERED": "1",
         "RECORD_VRAM": "1",
+        **HUB_VARIABLES[record.hub],
         **device_variables(record.devices, record.processes),
     }
+    own = child_environment()
+    secret = {secret_variable(name): own.pop(name) for name in list(own) if name.startswith(SECRET_PREFIX)}
     process = launch_detached(
         command_line(run_dir, record),
         cwd=Path(record.cwd),
-        env=child_environment(**variables),
+        env={**own, **secret, **variables},
         output=run_dir / OUTPUT_FILE,
     )
     command = Started(process)
