@@ -52,13 +52,20 @@ def find_idle(
 
 def is_idle(command: str, param: Param, values: Mapping[str, Any]) -> bool:
     """Tell whether a key does nothing, whatever its value."""
-    return bool(idle_reason(command, param, values))
+    return idle_switch(command, param, values) is not None
 
 
-def idle_reason(command: str, param: Param, values: Mapping[str, Any]) -> str:
-    """Say why a key does nothing ("with use_badam: false"); "" where it counts."""
+def idle_switch(command: str, param: Param, values: Mapping[str, Any]) -> str | None:
+    """Return the key whose value keeps a key from doing anything ("" when it is the command); None where it counts."""
     rows = (row for row in load_table("needs.toml")["needs"] if _belongs(row, param))
-    return next((reason for row in rows if (reason := _reason(row, command, values))), "")
+    return next((row.get("key", "") for row in rows if _reason(row, command, values)), None)
+
+
+def find_unbuilt(param: Param) -> str:
+    """Say which capability that this version lacks a key asks for, whatever its value; "" for one that works."""
+    table = load_table("pending.toml")
+    row = table["keys"].get(param.name) or table["groups"].get(param.group)
+    return "" if row is None or "values" in row else row["what"]
 
 
 def _reason(row: Mapping[str, Any], command: str, values: Mapping[str, Any]) -> str:

@@ -1,13 +1,16 @@
 """What all tabs share: the elements, the folders, the words, and the one loaded chat model."""
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..extras.env import read_env
-from .form import describe_field
-from .layout import fields_of, find_field
+from .availability import Standing, judge, missing_package
+from .form import describe_field, offered
+from .layout import Field, fields_of, find_field, list_groups
 from .manager import Manager
+from .markup import plain_markdown
 from .places import Places, read_places
-from .wording import DEFAULT_LANGUAGE, LANGUAGES, words_of
+from .wording import DEFAULT_LANGUAGE, LANGUAGES, say, words_of
 
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 FORM_TABS = ("top", "train")
 PLAIN = ("label", "info", "placeholder", "value")
+PROBLEM, UNUSABLE = "field-problem", "field-off"
 
 
 class Engine:
@@ -33,7 +37,7 @@ class Engine:
         """Return an update for every element that has words."""
         import gradio as gr
 
-        language = lang if lang in LANGUAGES else DEFAULT_LANGUAGE
+        language = as_language(lang)
         updates: dict[Block, dict[str, Any]] = {}
         for element in self.manager.get_elem_list():
             words = self.words(self.manager.get_id_by_elem(element), language)
@@ -50,3 +54,72 @@ class Engine:
         names = words.get("choices", {})
         choices = {"choices": [(name, word) for word, name in names.items()]} if names else {}
         return choices | {key: value for key, value in words.items() if key in PLAIN}
+
+    def values(self, data: "Mapping[Any, Any]") -> dict[str, Any]:
+        """Turn what an event received (element -> value) into element id -> value."""
+        return {self.manager.get_id_by_elem(element): value for element, value in data.items()}
+
+    def fill(self, values: Mapping[str, Any]) -> "dict[Block, dict[str, Any]]":
+        """Return updates that put values (by element id) into the form."""
+        import gradio as gr
+
+        return {self.manager.get_elem_by_id(key): gr.update(value=value) for key, value in values.items()}
+
+    def stand(
+        self, values: Mapping[str, Any], language: str, problems: Iterable[tuple[tuple[str, ...], str]] = ()
+    ) -> "dict[Block, dict[str, Any]]":
+        """Return updates that grey out what cannot be used and put problems (keys, sentence) beside their fields."""
+        import gradio as gr
+
+        notes: dict[str, list[str]] = {}
+        for keys, message in problems:
+            for key in keys:
+                notes.setdefault(key, []).append(message)
+        standings = judge(self.fields, values)
+        updates: dict[Block, dict[str, Any]] = {}
+        for element_id, field in self.fields.items():
+            found = [text for key in field.keys for text in notes.get(key, ())]
+            updates[self.manager.get_elem_by_id(element_id)] = gr.update(
+                **_look(field, standings[element_id], language, found)
+            )
+        return updates | self._group_updates(standings)
+
+    def _group_updates(self, standings: Mapping[str, Standing]) -> "dict[Block, dict[str, Any]]":
+        """Hide the groups of which nothing belongs to this stage and method."""
+        import gradio as gr
+
+        updates: dict[Block, dict[str, Any]] = {}
+        for tab in FORM_TABS:
+            for group in list_groups(tab):
+                own = [standings[f"{tab}.{name}"] for name in group.names if f"{tab}.{name}" in standings]
+                if f"{tab}.{group.name}" in self.manager and group.folded:
+                    is_visible = not all(standing.is_hidden for standing in own)
+                    updates[self.manager.get_elem_by_id(f"{tab}.{group.name}")] = gr.update(visible=is_visible)
+        return updates
+
+
+def as_language(code: object) -> str:
+    """Return a language that there are words in."""
+    return code if isinstance(code, str) and code in LANGUAGES else DEFAULT_LANGUAGE
+
+
+def _look(field: Field, standing: Standing, language: str, problems: list[str]) -> dict[str, Any]:
+    """Return how a field looks: usable or not, with the reason or the problem in place of its help."""
+    look: dict[str, Any] = {
+        "info": describe_field(field, language)["info"],
+        "interactive": standing.is_usable,
+        "visible": not standing.is_hidden,
+        "elem_classes": [],
+    }
+    if standing.reason:
+        text = f"{say('word_unavailable', language)} {standing.reason}"
+        look |= {"info": plain_markdown(text), "elem_classes": [UNUSABLE]}
+    if problems:
+        look |= {"info": plain_markdown("; ".join(problems)), "elem_classes": [PROBLEM], "interactive": True}
+        look["visible"] = True
+    if field.widget in ("choice", "open"):
+        look["choices"] = [
+            (f"{label} ({note})" if (note := missing_package(field, word)) else label, word)
+            for label, word in offered(field, language, standing.refused)
+        ]
+    return look

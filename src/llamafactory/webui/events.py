@@ -1,19 +1,34 @@
-"""What happens on the page across tabs: language, loading."""
+"""Connecting handlers to elements: one way for the whole page, with no public endpoint and errors as sentences."""
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import Any
 
-from .engine import Engine
-
-
-if TYPE_CHECKING:
-    from gradio import Blocks
-
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Arguments of every event: no public endpoint, no flicker."""
+from ..extras.errors import UserError
+from ..extras.logging import redact
+from .markup import escape
 
 
-def connect(engine: Engine, demo: "Blocks") -> None:
-    """Connect what reaches over several tabs; each tab has connected its own elements."""
-    lang = engine.manager.get_elem_by_id("top.lang")
-    elements = engine.manager.get_elem_list()
-    lang.change(engine.change_lang, [lang], elements, **QUIET)  # type: ignore[attr-defined]
+Handler = Callable[..., Any]
+
+
+def on(event: Any, handler: Handler | None, inputs: Any = None, outputs: Any = None, **options: Any) -> Any:
+    """Connect an event such as `button.click`; a UserError of the handler becomes a message on the page."""
+    wrapped = None if handler is None else say_errors(handler)
+    options = {"api_visibility": "private", "show_progress": "hidden", **options}
+    return event(wrapped, inputs, outputs, **options)
+
+
+def say_errors(handler: Handler) -> Handler:
+    """Turn a mistake of the visitor into gradio's message box, escaped and without secrets."""
+
+    @functools.wraps(handler)
+    def run(*args: Any) -> Any:
+        import gradio as gr
+
+        try:
+            return handler(*args)
+        except UserError as error:
+            raise gr.Error(escape(redact(str(error))), print_exception=False) from None
+
+    return run

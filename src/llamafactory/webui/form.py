@@ -1,6 +1,6 @@
 """Widgets out of the layout: kind, choices, bounds, default and help all come from the declaration of the key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .layout import UNSET, Field, list_fields, list_groups
@@ -8,6 +8,7 @@ from .wording import DEFAULT_LANGUAGE, translate_help, words_of
 
 
 if TYPE_CHECKING:
+    from gradio.blocks import Block
     from gradio.components import Component
 
 BOOLEANS = {True: "true", False: "false"}
@@ -59,30 +60,35 @@ def offered(field: Field, language: str = DEFAULT_LANGUAGE, without: Sequence[An
     return [(str(names.get(str(word), _shown(word))), _word(word)) for word in field.choices if word not in without]
 
 
-def make_groups(tab: str, made: "dict[str, Component]", names: Sequence[str] | None = None) -> "dict[str, Any]":
-    """Make the groups of a tab (all, or those named) where the caller stands; elements that are in `made` are kept.
+def make_groups(
+    tab: str, made: "dict[str, Block]", choices: Mapping[str, Any] | None = None, names: Sequence[str] | None = None
+) -> "dict[str, Block]":
+    """Make the groups of a tab (all, or those named) where the caller stands, and return all that is in them by name.
 
-    Returns the containers by `<group>`; new widgets are added to `made`.
+    Elements that are in `made` already are put in their places; `choices` are those that only the page knows.
     """
     import gradio as gr
 
     fields = list_fields(tab)
-    containers: dict[str, Any] = {}
+    found: dict[str, Block] = dict(made)
     for group in list_groups(tab):
         if names is not None and group.name not in names:
             continue
         label = words_of(f"{tab}.{group.name}", DEFAULT_LANGUAGE).get("label", group.name)
-        container = gr.Accordion(label, open=False, elem_classes="fold") if group.folded else gr.Group()
-        containers[group.name] = container
+        marks: dict[str, Any] = {"elem_id": f"{tab}-{group.name}", "elem_classes": "fold" if group.folded else "open"}
+        container = gr.Accordion(label, open=False, **marks) if group.folded else gr.Group(**marks)
+        if group.folded:
+            found[group.name] = container
         with container:
             for row in group.rows:
-                with gr.Row(equal_height=False):
+                with gr.Row(equal_height=False, elem_classes="fields"):
                     for name in row:
                         if name in made:
                             made[name].render()
                         else:
-                            made[name] = make_widget(fields[name])
-    return containers
+                            known = {"choices": choices[name]} if choices and name in choices else {}
+                            found[name] = make_widget(fields[name], **known)
+    return found
 
 
 def _word(word: Any) -> Any:

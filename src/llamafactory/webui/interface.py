@@ -45,7 +45,7 @@ def create_ui(demo_mode: bool = False) -> "Blocks":
 
     from .components.footer import create_footer
     from .components.top import create_top
-    from .events import connect
+    from .loading import connect
 
     engine = Engine(demo_mode=demo_mode)
     with gr.Blocks(title=_title(), analytics_enabled=False, fill_width=True) as demo:

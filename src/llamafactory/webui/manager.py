@@ -1,7 +1,7 @@
 """Elements of the page by their id `<tab>.<name>`, and the other way round."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Manager:
         for element_id, element in self._by_id.items():
             yield element_id.partition(".")[2], element
 
-    def get_elem_by_id(self, element_id: str) -> "Block":
-        """Return the element of an id such as `train.dataset`."""
+    def get_elem_by_id(self, element_id: str) -> Any:
+        """Return the element of an id such as `train.dataset`; Any, because gradio adds its events at run time."""
         return self._by_id[element_id]
 
     def get_id_by_elem(self, element: "Block") -> str:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import gradio as gr
+
 from ..engine import Engine
 
 
@@ -11,6 +13,4 @@ if TYPE_CHECKING:
 
 def create_footer(engine: Engine) -> "dict[str, Component]":
     """Make the elements below the tabs."""
-    import gradio as gr
-
     return {"device_memory": gr.Slider(0, 1, interactive=False, visible=False)}

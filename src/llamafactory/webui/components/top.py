@@ -1,34 +1,62 @@
 """What stands above the tabs: language, model, method, how the model is loaded."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..engine import Engine
+import gradio as gr
+
+from ..arguments import CUSTOM
+from ..engine import Engine, as_language
+from ..events import on
 from ..form import make_groups
-from ..wording import DEFAULT_LANGUAGE, LANGUAGES, words_of
+from ..offers import HUBS, checkpoint_names, model_names, model_path, model_template, template_names
+from ..wording import DEFAULT_LANGUAGE, LANGUAGES, say
 
 
 if TYPE_CHECKING:
-    from gradio.components import Component
-
-HUBS = ("huggingface", "modelscope", "openmind")
-CUSTOM = "Custom"
+    from gradio.blocks import Block
 
 
-def create_top(engine: Engine) -> "dict[str, Component]":
+def create_top(engine: Engine) -> "dict[str, Block]":
     """Make the elements above the tabs."""
-    import gradio as gr
 
-    def words(name: str) -> dict:
-        found = words_of(f"top.{name}", DEFAULT_LANGUAGE)
-        return {key: found[key] for key in ("label", "info") if key in found}
+    def dropdown(name: str, choices: Any, value: Any, **options: Any) -> Any:
+        words = engine.words(f"top.{name}", DEFAULT_LANGUAGE)
+        return gr.Dropdown(
+            choices, value=value, render=False, elem_id=f"top-{name}", min_width=150, **words, **options
+        )
 
-    choices = [(name, code) for code, name in LANGUAGES.items()]
-    made: dict[str, Component] = {
-        "lang": gr.Dropdown(choices, value=DEFAULT_LANGUAGE, render=False, elem_id="top-lang", **words("lang")),
-        "hub_name": gr.Dropdown(HUBS, value=HUBS[0], render=False, elem_id="top-hub_name", **words("hub_name")),
-        "model_name": gr.Dropdown(
-            [CUSTOM], value=CUSTOM, render=False, elem_id="top-model_name", **words("model_name")
-        ),
+    languages = [(name, code) for code, name in LANGUAGES.items()]
+    made: dict[str, Any] = {
+        "lang": dropdown("lang", languages, DEFAULT_LANGUAGE),
+        "hub_name": dropdown("hub_name", list(HUBS), next(iter(HUBS))),
+        "model_name": dropdown("model_name", model_names(""), CUSTOM),
     }
-    make_groups("top", made)
+    made |= make_groups("top", made, {"template": template_names()})
+    _connect(engine, made)
     return made
+
+
+def _connect(engine: Engine, made: dict[str, Any]) -> None:
+    name, hub, method = made["model_name"], made["hub_name"], made["finetuning_type"]
+
+    def choose_model(chosen: str, where: str, lang: str) -> Any:
+        """Fill in path and template of a model of the catalog; Custom leaves what stands there."""
+        if chosen == CUSTOM:
+            return gr.skip(), gr.skip()
+        template = model_template(chosen)
+        if not template:
+            gr.Warning(say("warn_no_instruct", as_language(lang)))
+        return model_path(engine.places, chosen, where), template
+
+    def choose_hub(where: str, chosen: str) -> Any:
+        names = model_names(where)
+        path = gr.skip() if chosen == CUSTOM else model_path(engine.places, chosen, where)
+        return gr.update(choices=names, value=chosen if chosen in names else CUSTOM), path
+
+    def offer_checkpoints(chosen: str, tuning: str) -> Any:
+        return gr.update(choices=checkpoint_names(engine.places, chosen, tuning))
+
+    on(name.input, choose_model, [name, hub, made["lang"]], [made["model_path"], made["template"]])
+    on(hub.input, choose_hub, [hub, name], [name, made["model_path"]])
+    on(made["checkpoint_path"].focus, offer_checkpoints, [name, method], [made["checkpoint_path"]])
+    on(method.change, lambda: [], None, [made["checkpoint_path"]])

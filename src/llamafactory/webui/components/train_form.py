@@ -1,0 +1,85 @@
+"""What happens in the form itself: what can be used changes with what is chosen."""
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..arguments import MODEL_NAME
+from ..engine import FORM_TABS, Engine, as_language
+from ..events import on
+from ..offers import dataset_names, run_names
+from ..train_actions import add_key
+
+
+if TYPE_CHECKING:
+    from gradio.blocks import Block
+
+DECIDES = ("switch", "choice", "open", "names")
+"""Widgets whose value can change what else may be used."""
+
+
+def form_elements(engine: Engine) -> "set[Any]":
+    """Return the elements that hold values of the form."""
+    from gradio.components import Component
+
+    others = ("train.extra_args", "train.output_dir", "train.config_path", "top.lang", MODEL_NAME, "top.hub_name")
+    found = {engine.manager.get_elem_by_id(key) for key in (*engine.fields, *others)}
+    return {element for element in found if isinstance(element, Component)}
+
+
+def standing_elements(engine: Engine) -> "list[Any]":
+    """Return the elements that are greyed out, hidden or annotated: fields and the folds around them."""
+    from ..layout import list_groups
+
+    ids = [*engine.fields]
+    ids += [f"{tab}.{group.name}" for tab in FORM_TABS for group in list_groups(tab) if group.folded]
+    return [engine.manager.get_elem_by_id(key) for key in ids]
+
+
+def connect_form(engine: Engine) -> None:
+    """Connect the fields with each other."""
+    manager = engine.manager
+    get = manager.get_elem_by_id
+    inputs = form_elements(engine)
+
+    def stand(data: dict[Any, Any]) -> Any:
+        values = engine.values(data)
+        return engine.stand(values, as_language(values.get("top.lang")))
+
+    deciding = [get(key).change for key, field in engine.fields.items() if field.widget in DECIDES]
+    deciding += [get("train.val_size").release, get("top.lang").change]
+    gr.on(
+        deciding,
+        stand,
+        inputs,
+        standing_elements(engine),
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+
+    def offer_datasets(folder: str, stage: str) -> Any:
+        names = dataset_names(engine.places, folder, stage)
+        return gr.update(choices=names), gr.update(choices=names)
+
+    def change_stage(folder: str, stage: str) -> Any:
+        names = dataset_names(engine.places, folder, stage)
+        return gr.update(choices=names, value=[]), gr.update(choices=names, value=[])
+
+    datasets = [get("train.dataset"), get("train.eval_dataset")]
+    where = [get("train.dataset_dir"), get("train.training_stage")]
+    on(get("train.training_stage").input, change_stage, where, datasets)
+    on(get("train.dataset_dir").blur, offer_datasets, where, datasets)
+    on(get("train.dataset").focus, offer_datasets, where, datasets)
+
+    def offer_folders(model: str, method: str) -> Any:
+        return gr.update(choices=run_names(engine.places, model, method))
+
+    model = [get(MODEL_NAME), get("top.finetuning_type")]
+    on(get("train.output_dir").focus, offer_folders, model, [get("train.output_dir")])
+
+    def take_key(key: str | None, text: str) -> Any:
+        return (add_key(text, key), None) if key else (gr.skip(), None)
+
+    more = [get("train.more_key"), get("train.extra_args")]
+    on(more[0].input, take_key, more, [more[1], more[0]])

@@ -1,0 +1,53 @@
+"""HTML of the messages. Everything that comes from a form, a log or a file is escaped here, in one place."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$>-])")
+
+
+def escape(text: object) -> str:
+    """Return text that a browser shows as it is."""
+    return html.escape(str(text), quote=True)
+
+
+def plain_markdown(text: str) -> str:
+    """Return Markdown that shows a text as it is, for places that gradio renders Markdown in."""
+    return MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def notice(text: str, kind: str = "info", items: Sequence[str] = ()) -> str:
+    """Return a box with a sentence and, below it, a list. `kind` is info, good, warning or problem."""
+    points = "".join(f"<li>{escape(item)}</li>" for item in items)
+    listing = f"<ul>{points}</ul>" if points else ""
+    role = "alert" if kind == "problem" else "status"
+    return f'<div class="notice {kind}" role="{role}"><p>{escape(text)}</p>{listing}</div>'
+
+
+def cards(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return small figures side by side, each with its name."""
+    boxes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    return f'<dl class="cards">{boxes}</dl>'
+
+
+def progress_bar(share: float | None, text: str, state: str) -> str:
+    """Return a bar with a text over it; a share of None is a bar without end."""
+    percent = 0 if share is None else max(0.0, min(share, 1.0)) * 100
+    filled = f'<span class="filled" style="width: {percent:.1f}%"></span>'
+    label = f'<span class="text">{escape(text)}</span>'
+    values = f'role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}"'
+    return f'<div class="progress {escape(state)}" {values}>{filled}{label}</div>'
+
+
+def log_text(text: str) -> str:
+    """Return the end of a log in a box that can be scrolled."""
+    return f'<pre class="log" tabindex="0">{escape(text)}</pre>'
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
