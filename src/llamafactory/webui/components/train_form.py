@@ -1,6 +1,6 @@
 """What happens in the form itself: what can be used changes with what is chosen."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -10,9 +10,6 @@ from ..events import on
 from ..offers import dataset_names, run_names
 from ..train_actions import add_key
 
-
-if TYPE_CHECKING:
-    from gradio.blocks import Block
 
 DECIDES = ("switch", "choice", "open", "names")
 """Widgets whose value can change what else may be used."""
