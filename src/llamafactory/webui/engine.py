@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..extras.env import read_env
 from .availability import Standing, judge, missing_package
 from .form import describe_field, offered
-from .layout import Field, fields_of, find_field, list_groups
+from .layout import Field, fields_of, find_field, folds_of
 from .manager import Manager
 from .markup import plain_markdown
 from .places import Places, read_places
@@ -40,7 +40,8 @@ class Engine:
         language = as_language(lang)
         updates: dict[Block, dict[str, Any]] = {}
         for element in self.manager.get_elem_list():
-            words = self.words(self.manager.get_id_by_elem(element), language)
+            found = self.words(self.manager.get_id_by_elem(element), language)
+            words = {key: text for key, text in found.items() if hasattr(element, key)}
             if words:
                 updates[element] = gr.update(**words)
         return updates
@@ -85,17 +86,16 @@ class Engine:
         return updates | self._group_updates(standings)
 
     def _group_updates(self, standings: Mapping[str, Standing]) -> "dict[Block, dict[str, Any]]":
-        """Hide the groups of which nothing belongs to this stage and method."""
+        """Hide the folds of which nothing belongs to this stage and method."""
         import gradio as gr
 
-        updates: dict[Block, dict[str, Any]] = {}
-        for tab in FORM_TABS:
-            for group in list_groups(tab):
-                own = [standings[f"{tab}.{name}"] for name in group.names if f"{tab}.{name}" in standings]
-                if f"{tab}.{group.name}" in self.manager and group.folded:
-                    is_visible = not all(standing.is_hidden for standing in own)
-                    updates[self.manager.get_elem_by_id(f"{tab}.{group.name}")] = gr.update(visible=is_visible)
-        return updates
+        return {
+            self.manager.get_elem_by_id(fold): gr.update(
+                visible=not all(standings[element].is_hidden for element in elements if element in standings)
+            )
+            for fold, elements in folds_of(FORM_TABS).items()
+            if fold in self.manager
+        }
 
 
 def as_language(code: object) -> str:

@@ -1,9 +1,11 @@
 """Widgets out of the layout: kind, choices, bounds, default and help all come from the declaration of the key."""
 
+import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .layout import UNSET, Field, list_fields, list_groups
+from .layout import UNSET, Field, Group, list_fields, list_groups
 from .wording import DEFAULT_LANGUAGE, translate_help, words_of
 
 
@@ -61,34 +63,50 @@ def offered(field: Field, language: str = DEFAULT_LANGUAGE, without: Sequence[An
 
 
 def make_groups(
-    tab: str, made: "dict[str, Block]", choices: Mapping[str, Any] | None = None, names: Sequence[str] | None = None
+    tab: str, made: "dict[str, Any]", names: Sequence[str] | None = None, *, choices: Mapping[str, Any] | None = None
 ) -> "dict[str, Block]":
-    """Make the groups of a tab (all, or those named) where the caller stands, and return all that is in them by name.
+    """Make the groups of a tab (all, or those named) where the caller stands; return their containers by name.
 
-    Elements that are in `made` already are put in their places; `choices` are those that only the page knows.
+    Elements that are in `made` already are put in their places, and new ones are added to it. `choices` are those that
+    only the page knows.
     """
     import gradio as gr
 
+    containers: dict[str, Any] = {}
+    wanted = [group for group in list_groups(tab) if names is None or group.name in names]
+    for section, groups in itertools.groupby(wanted, key=lambda group: group.section):
+        if section:
+            containers[section] = _accordion(tab, section)
+        with containers[section] if section else contextlib.nullcontext():
+            for group in groups:
+                is_fold = group.folded and not section
+                mark = f"{tab}-{group.name}"
+                container = _accordion(tab, group.name) if is_fold else gr.Group(elem_id=mark, elem_classes="open")
+                containers[group.name] = container
+                with container:
+                    _make_rows(tab, group, made, choices or {})
+    return containers
+
+
+def _accordion(tab: str, name: str) -> Any:
+    import gradio as gr
+
+    label = words_of(f"{tab}.{name}", DEFAULT_LANGUAGE).get("label", name)
+    return gr.Accordion(label, open=False, elem_id=f"{tab}-{name}", elem_classes="fold")
+
+
+def _make_rows(tab: str, group: Group, made: "dict[str, Any]", choices: Mapping[str, Any]) -> None:
+    import gradio as gr
+
     fields = list_fields(tab)
-    found: dict[str, Block] = dict(made)
-    for group in list_groups(tab):
-        if names is not None and group.name not in names:
-            continue
-        label = words_of(f"{tab}.{group.name}", DEFAULT_LANGUAGE).get("label", group.name)
-        marks: dict[str, Any] = {"elem_id": f"{tab}-{group.name}", "elem_classes": "fold" if group.folded else "open"}
-        container = gr.Accordion(label, open=False, **marks) if group.folded else gr.Group(**marks)
-        if group.folded:
-            found[group.name] = container
-        with container:
-            for row in group.rows:
-                with gr.Row(equal_height=False, elem_classes="fields"):
-                    for name in row:
-                        if name in made:
-                            made[name].render()
-                        else:
-                            known = {"choices": choices[name]} if choices and name in choices else {}
-                            found[name] = make_widget(fields[name], **known)
-    return found
+    for row in group.rows:
+        with gr.Row(equal_height=False, elem_classes="fields"):
+            for name in row:
+                if name in made:
+                    made[name].render()
+                else:
+                    known = {"choices": choices[name]} if name in choices else {}
+                    made[name] = make_widget(fields[name], **known)
 
 
 def _word(word: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which keys stand where on the page: `layout/<tab>.toml` joined with the one declaration of every key.
 
-A file holds `groups` (a name, whether it starts `folded`, and its rows of element names) and `fields`. A field says
-only what the declaration cannot:
+A file holds `groups` (a name, whether it starts `folded`, the `section` that it shares a fold with, and its rows of
+element names) and `fields`. A field says only what the declaration cannot:
 
 key             the key it sets, where the element has another name
 keys            several keys that one widget sets together (composites.py)
@@ -72,6 +72,8 @@ class Group:
     name: str
     rows: tuple[tuple[str, ...], ...]
     folded: bool = False
+    section: str = ""
+    """A fold that holds several groups, one after the other."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,10 +84,7 @@ class Group:
 def list_groups(tab: str) -> tuple[Group, ...]:
     """Return the groups of a tab in their order."""
     rows = _read(tab)["groups"]
-    return tuple(
-        Group(name=row["name"], rows=tuple(tuple(names) for names in row["rows"]), folded=row.get("folded", False))
-        for row in rows
-    )
+    return tuple(Group(**{**row, "rows": tuple(tuple(names) for names in row["rows"])}) for row in rows)
 
 
 @functools.cache
@@ -97,6 +96,17 @@ def list_fields(tab: str, command: str = "train") -> Mapping[str, Field]:
 def fields_of(tabs: Sequence[str]) -> dict[str, Field]:
     """Return the fields of several tabs by element id."""
     return {field.id: field for tab in tabs for field in list_fields(tab).values()}
+
+
+def folds_of(tabs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the ids of all folds with the ids of the elements in them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for tab in tabs:
+        for group in list_groups(tab):
+            if group.folded or group.section:
+                fold = f"{tab}.{group.section or group.name}"
+                found[fold] = (*found.get(fold, ()), *(f"{tab}.{name}" for name in group.names))
+    return found
 
 
 def find_field(element_id: str) -> Field | None:

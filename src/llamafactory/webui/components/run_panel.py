@@ -27,30 +27,29 @@ def create_run_panel(engine: Engine) -> "dict[str, Block]":
         return engine.words(f"train.{name}", DEFAULT_LANGUAGE)
 
     made: dict[str, Block] = {}
-    with gr.Group(elem_classes="open", elem_id="train-run_panel"):
-        with gr.Row(elem_classes="fields"):
-            made["current_run"] = gr.Dropdown([], value=None, elem_id="train-current_run", **words("current_run"))
-            made["curve_name"] = gr.Dropdown([LOSS], value=LOSS, elem_id="train-curve_name", **words("curve_name"))
-            made["curve_runs"] = gr.Dropdown(
-                [], multiselect=True, max_choices=MAX_COMPARED, elem_id="train-curve_runs", **words("curve_runs")
-            )
-        made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar")
-        made["status_box"] = gr.HTML("", elem_id="train-status_box", padding=True)
-        made["loss_viewer"] = gr.LinePlot(
-            None,
-            x="step",
-            y="value",
-            color="run",
-            height=320,
-            visible=False,
-            elem_id="train-loss_viewer",
-            buttons=["fullscreen", "export"],
-            **words("loss_viewer"),
+    with gr.Group(elem_classes="open"), gr.Row(elem_classes="fields"):
+        made["current_run"] = gr.Dropdown([], value=None, elem_id="train-current_run", **words("current_run"))
+        made["curve_name"] = gr.Dropdown([LOSS], value=LOSS, elem_id="train-curve_name", **words("curve_name"))
+        made["curve_runs"] = gr.Dropdown(
+            [], multiselect=True, max_choices=MAX_COMPARED, elem_id="train-curve_runs", **words("curve_runs")
         )
-        made["metrics_box"] = gr.HTML("", elem_id="train-metrics_box", padding=True)
-        with gr.Accordion(open=False, elem_id="train-log_tab", elem_classes="fold", **words("log_tab")) as fold:
-            made["log_box"] = gr.HTML("", elem_id="train-log_box")
-        made["log_tab"] = fold
+    made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar")
+    made["status_box"] = gr.HTML("", elem_id="train-status_box")
+    made["loss_viewer"] = gr.LinePlot(
+        None,
+        x="step",
+        y="value",
+        color="run",
+        height=320,
+        visible=False,
+        elem_id="train-loss_viewer",
+        buttons=["fullscreen", "export"],
+        **words("loss_viewer"),
+    )
+    made["metrics_box"] = gr.HTML("", elem_id="train-metrics_box")
+    with gr.Accordion(open=False, elem_id="train-log_tab", elem_classes="fold", **words("log_tab")) as fold:
+        made["log_box"] = gr.HTML("", elem_id="train-log_box")
+    made["log_tab"] = fold
     return made
 
 

@@ -31,7 +31,8 @@ def create_top(engine: Engine) -> "dict[str, Block]":
         "hub_name": dropdown("hub_name", list(HUBS), next(iter(HUBS))),
         "model_name": dropdown("model_name", model_names(""), CUSTOM),
     }
-    made |= make_groups("top", made, {"template": template_names()})
+    folds = make_groups("top", made, choices={"template": template_names()})
+    made["loading"] = folds["loading"]
     _connect(engine, made)
     return made
 

@@ -27,7 +27,9 @@ def create_train_tab(engine: Engine) -> "dict[str, Block]":
         other_keys(engine.fields), value=None, render=False, elem_id="train-more_key", **words("more_key")
     )
     offered = {"dataset": dataset_names(engine.places, "data", "sft"), "eval_dataset": []}
-    made = make_groups("train", {"extra_args": extra, "more_key": look_up}, offered)
+    made: dict[str, Any] = {"extra_args": extra, "more_key": look_up}
+    boxes = make_groups("train", made, choices=offered)
+    made |= {name: box for name, box in boxes.items() if isinstance(box, gr.Accordion)}
     made |= _make_buttons(engine, words)
     made |= create_run_panel(engine)
     engine.manager.add_elems("train", made)

@@ -7,6 +7,7 @@ import gradio as gr
 from ..arguments import MODEL_NAME
 from ..engine import FORM_TABS, Engine, as_language
 from ..events import on
+from ..layout import folds_of
 from ..offers import dataset_names, run_names
 from ..train_actions import add_key
 
@@ -26,11 +27,7 @@ def form_elements(engine: Engine) -> "set[Any]":
 
 def standing_elements(engine: Engine) -> "list[Any]":
     """Return the elements that are greyed out, hidden or annotated: fields and the folds around them."""
-    from ..layout import list_groups
-
-    ids = [*engine.fields]
-    ids += [f"{tab}.{group.name}" for tab in FORM_TABS for group in list_groups(tab) if group.folded]
-    return [engine.manager.get_elem_by_id(key) for key in ids]
+    return [engine.manager.get_elem_by_id(key) for key in (*engine.fields, *folds_of(FORM_TABS))]
 
 
 def connect_form(engine: Engine) -> None:
