@@ -10,7 +10,6 @@ from .wording import DEFAULT_LANGUAGE, translate_help, words_of
 
 
 if TYPE_CHECKING:
-    from gradio.blocks import Block
     from gradio.components import Component
 
 BOOLEANS = {True: "true", False: "false"}
@@ -64,7 +63,7 @@ def offered(field: Field, language: str = DEFAULT_LANGUAGE, without: Sequence[An
 
 def make_groups(
     tab: str, made: "dict[str, Any]", names: Sequence[str] | None = None, *, choices: Mapping[str, Any] | None = None
-) -> "dict[str, Block]":
+) -> dict[str, Any]:
     """Make the groups of a tab (all, or those named) where the caller stands; return their containers by name.
 
     Elements that are in `made` already are put in their places, and new ones are added to it. `choices` are those that
