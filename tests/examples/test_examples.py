@@ -70,6 +70,7 @@ def test_each_training_example_runs_on_a_tiny_model(
     if "quantization_bit" in config:
         pytest.importorskip("bitsandbytes")
     config.pop("adapter_name_or_path", None)
+    config.pop("use_unsloth", None)  # needs a GPU
     config.pop("moe_aux_loss_coef", None)  # the tiny model is no mixture
     if config.get("use_llama_pro"):
         config["freeze_trainable_layers"] = 1

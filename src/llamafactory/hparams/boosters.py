@@ -75,5 +75,19 @@ BOOSTERS = by_name(
             whole="its routers are added to a model that is whole",
             source="arXiv 2404.02258",
         ),
+        BoosterRow(
+            name="unsloth",
+            title="Unsloth",
+            switch="use_unsloth",
+            build=f"{OWN}.by_unsloth:read_by_unsloth",
+            stages=("pt", "sft", "dpo", "kto"),
+            why="a score for a text and answers between two updates are not known to it",
+            methods=("full", "lora"),
+            devices=("cuda", "xpu"),
+            package="unsloth",
+            joins_rows=False,
+            whole="it places the weights by itself",
+            source="github.com/unslothai/unsloth",
+        ),
     )
 )

@@ -126,8 +126,19 @@ def _new_tokens(view: View) -> Iterator[tuple[str, Any]]:
 
 
 def _rope_length(view: View) -> Iterator[tuple[str, Any]]:
-    if view.command == "train" and view.rope_scaling is not None and view.rope_length is None:
+    """Unsloth asks for the longest text too."""
+    is_asked = view.rope_scaling is not None or view.use_unsloth
+    if view.command == "train" and is_asked and view.rope_length is None:
         yield "rope_length", view.cutoff_len
+
+
+def _unsloth(view: View) -> Iterator[tuple[str, Any]]:
+    """Its own checkpointing is always on unless the user turns it off, and nobody else compiles its layers."""
+    if view.use_unsloth:
+        if view.disable_gradient_checkpointing is None:
+            yield "disable_gradient_checkpointing", False
+        if view.compile_layers is None:
+            yield "compile_layers", False
 
 
 def _balance(view: View) -> Iterator[tuple[str, Any]]:
@@ -152,5 +163,6 @@ DERIVATIONS: tuple[Derivation, ...] = (
     _profiler,
     _new_tokens,
     _rope_length,
+    _unsloth,
     _balance,
 )

@@ -53,10 +53,40 @@ def _depths(view: View) -> Iterator[Violation]:
             yield view.clash("mixture_of_depths", name)
 
 
+UNSLOTH_LACKS = (
+    "use_dora",
+    "pissa_init",
+    "use_llama_pro",
+    "rope_scaling",
+    "resize_vocab",
+    "add_tokens",
+    "add_special_tokens",
+    "new_special_tokens_config",
+    "train_from_scratch",
+    "compile_layers",
+    "enable_liger_kernel",
+    "shift_attn",
+    "mixture_of_depths",
+)
+"""Keys that change what Unsloth reads, or that it would not know of."""
+
+
+def _unsloth(view: View) -> Iterator[Violation]:
+    if not view.use_unsloth or not view.do_train:
+        return
+    for name in UNSLOTH_LACKS:
+        if getattr(view, name):
+            yield view.clash("use_unsloth", name, "Unsloth reads and computes the model by itself; remove one of them")
+    if view.lora_init != "default":
+        yield view.clash("use_unsloth", "lora_init")
+    if view.quantization_bit is not None and view.quantization_method != "bnb":
+        yield view.clash("use_unsloth", "quantization_method", "Unsloth quantizes with bnb")
+
+
 def _chosen(view: View) -> Iterator[BoosterRow]:
     for row in BOOSTERS.values():
         if getattr(view, row.switch):
             yield row
 
 
-RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _shifted, _depths)
+RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _shifted, _depths, _unsloth)

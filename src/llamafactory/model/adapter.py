@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..extras.device import device_facts
@@ -22,6 +22,7 @@ from ..hparams.methods import tuning_methods
 from .adapters.ready import make_ready
 from .adapters.saved import load_adapter, merge_adapters, method_of, restore_adapter, without_noise
 from .adapters.start import SEED, starts_from_weights
+from .by_unsloth import adapt_by_unsloth
 from .dtype import DtypeFlags, choose_dtype, inference_flags, stored_dtype
 from .model_utils.valuehead import refuse_foreign_score
 from .quantization import is_quantized
@@ -80,6 +81,8 @@ def _fresh(model: PreTrainedModel, build: TuningMethod, request: LoadRequest) ->
     What is drawn where the base changes must not depend on anything before: a resumed run changes it again.
     """
     config: PeftConfig = build(model, request)
+    if request.is_by_unsloth:
+        return adapt_by_unsloth(model, cast(LoraConfig, config), request)
     with torch.random.fork_rng(enabled=starts_from_weights(config)), without_noise():
         if starts_from_weights(config):
             torch.manual_seed(SEED)

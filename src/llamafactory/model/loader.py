@@ -22,6 +22,7 @@ from ..extras.logging import get_logger
 from ..hparams.methods import tuning_methods
 from .adapter import apply_method
 from .base_changes import BaseChanges, apply_positions, carry_changes, read_changes
+from .by_unsloth import read_by_unsloth
 from .depths import with_depths
 from .dtype import DtypeChoice, DtypeFlags, choose_dtype, inference_flags, stored_dtype
 from .fused import fuse_modules
@@ -127,15 +128,7 @@ def load_model(
         head=head,
         new_token_ids=new_ids_of(tokenizer),
     )
-    quantizer = choose_quantizer(config, model_args, finetuning_args if is_trainable else None, dtypes.frozen)
-    model = load_weights(
-        config,
-        model_args,
-        dtypes.frozen if quantizer else load_dtype(config, request),
-        placed=not is_trainable or quantizer is not None,  # packed weights are packed where they stay
-        head=head,
-        quantizer=quantizer,
-    )
+    model = _read_weights(config, request)
     num_rows = grow_vocabulary(model, tokenizer, model_args, noted.num_rows)
     check_vocabulary(tokenizer, model)
     for apply in PASSES:
@@ -143,6 +136,25 @@ def load_model(
     if isinstance(model, PeftModel):
         carry_changes(model, BaseChanges(positions, num_rows, *noted_tokens(tokenizer, noted)))
     return model.train() if is_trainable else model.eval()
+
+
+def _read_weights(config: PreTrainedConfig, request: LoadRequest) -> PreTrainedModel:
+    """Read the weights of a request, quantized if it says so, or let Unsloth do it."""
+    args = request.model_args
+    if request.is_by_unsloth:
+        source = resolve_model(args.model_name_or_path, args)
+        with reading_model(source):
+            return read_by_unsloth(source, config, request)
+    tuning = request.finetuning_args if request.is_trainable else None
+    quantizer = choose_quantizer(config, args, tuning, request.dtypes.frozen)
+    return load_weights(
+        config,
+        args,
+        request.dtypes.frozen if quantizer else load_dtype(config, request),
+        placed=not request.is_trainable or quantizer is not None,  # packed weights are packed where they stay
+        head=request.head,
+        quantizer=quantizer,
+    )
 
 
 def load_weights(

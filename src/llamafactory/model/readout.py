@@ -62,16 +62,20 @@ class HeadPlan:
 
 def install_readout(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
     """The pass that lets a model take `readout=`; it comes after adapters and heads are on."""
-    enable_readout(model)
+    by_unsloth = HeadPlan(None, reason="its forward pass is Unsloth's") if request.is_by_unsloth else None
+    enable_readout(model, by_unsloth)
     return model
 
 
-def enable_readout(model: nn.Module) -> None:
-    """Let a model, or the model under its adapter, take `readout=`; a second call sees what was adapted since."""
+def enable_readout(model: nn.Module, plan: HeadPlan | None = None) -> None:
+    """Let a model, or the model under its adapter, take `readout=`; a second call sees what was adapted since.
+
+    How logits are made is found out, unless it is told (`plan`).
+    """
     inner = _inner(model)
     if "forward" in vars(inner) and not hasattr(inner.forward, "takes_readout"):
         return  # hooks that spread it over devices: a model that only answers
-    plan = plan_head(inner)
+    plan = plan or plan_head(inner)
     if plan.reason:
         logger.info("Losses go through the logits of %s: %s.", type(inner).__name__, plan.reason)
     if plan.is_plain:

@@ -24,3 +24,8 @@ class LoadRequest:
     head: Head = "words"
     new_token_ids: tuple[int, ...] = ()
     """Tokens that this run added, whose rows have to be learned."""
+
+    @property
+    def is_by_unsloth(self) -> bool:
+        """Whether the model is read and computed by Unsloth, so that nobody else may exchange its parts."""
+        return self.model_args.use_unsloth and self.is_trainable

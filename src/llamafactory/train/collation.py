@@ -47,6 +47,8 @@ def choose_layout(
     data = arguments.data
     packs = bool(data.packing) and kind == "sft"
     must = packs or bool(data.padding_free)
+    if arguments.model.use_unsloth:
+        return PADDED
     if has_depths(unwrapped(model)):
         if must:
             raise UserError(f"A mixture of depths chooses among the tokens of a whole row; {ADVICE}.")

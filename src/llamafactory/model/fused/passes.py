@@ -68,8 +68,8 @@ class Tally:
 
 
 def fuse_modules(model: PreTrainedModel, request: LoadRequest) -> PreTrainedModel:
-    """Put faster forms onto a training model's modules, unless `fused_modules` is off."""
-    if not request.is_trainable or not request.model_args.fused_modules:
+    """Put faster forms onto a training model's modules, unless `fused_modules` is off or Unsloth has its own."""
+    if not request.is_trainable or not request.model_args.fused_modules or request.is_by_unsloth:
         return model
     with few_threads(model):
         tally = fuse_parts(model)

@@ -26,7 +26,8 @@ def prepare_checkpointing(model: PreTrainedModel, request: LoadRequest) -> PreTr
 
     With null, `checkpoint_if_needed` decides once the size of a batch is known.
     """
-    if request.is_trainable and request.model_args.disable_gradient_checkpointing is False:
+    is_asked = request.is_trainable and request.model_args.disable_gradient_checkpointing is False
+    if is_asked and not request.is_by_unsloth:
         enable_checkpointing(model, use_reentrant=request.model_args.use_reentrant_gc)
     return model
 
