@@ -152,3 +152,9 @@ def test_the_reason_is_the_last_error(output: str, reason: str) -> None:
 def test_a_list_of_mistakes_is_told_whole() -> None:
     output = "[INFO] x\nThe configuration has 2 problems:\n  - a is wrong\n  - b is missing\n"
     assert find_reason(output, 2) == "The configuration has 2 problems: - a is wrong - b is missing"
+
+
+def test_what_a_run_said_last_is_no_reason_when_nobody_saw_it_end() -> None:
+    assert find_reason("step 3/9  loss 1.5", None) == "The run ended while nothing watched it, and left no result."
+    assert find_reason("x\nValueError: bad\n", None) == "ValueError: bad"
+    assert "no memory left" in find_reason("ValueError: earlier", -9)

@@ -22,7 +22,9 @@ def find_reason(output: str, exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return _by_signal(-exit_code)
     lines = [RANK_PREFIX.sub("", line).rstrip() for line in plain_lines(output)]
-    sentence = _last_block(lines) if exit_code == USER_ERROR else _last_error(lines) or _last_block(lines)
+    sentence = "" if exit_code == USER_ERROR else _last_error(lines)
+    if not sentence and exit_code is not None:
+        sentence = _last_block(lines)
     if sentence:
         return redact(sentence)[:MAX_CHARS]
     if exit_code is None:
