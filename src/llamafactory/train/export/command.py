@@ -14,6 +14,7 @@ from .gguf_file import add_gguf, check_gguf
 from .hub import push
 from .merging import merge_model
 from .probe import make_probe
+from .quantized import find_quantizer, quantize_export
 from .saving import save_export, verify_export
 
 
@@ -25,6 +26,7 @@ def export_model(args: Args = None) -> None:
     model_args, data_args, finetuning_args, _ = get_infer_args(args, "export")
     target = check_target(model_args.export_dir)
     check_gguf(model_args.export_gguf)
+    quantizer = find_quantizer(model_args)
     tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     probe = make_probe(tokenizer, template)
@@ -36,6 +38,8 @@ def export_model(args: Args = None) -> None:
         verify_export(promise, probe, folder, model_args)
         if model_args.export_gguf:
             notes.append(add_gguf(folder, target.name, promise, probe, tokenizer, model_args))
+        if quantizer is not None:
+            notes.append(quantize_export(quantizer, folder, promise, probe, tokenizer, model_args))
         (folder / "README.md").write_text(model_card(model_args, promise, notes), encoding="utf-8")
     logger.info("Exported to %s and verified: read back from disk, it answers as the model it was made from.", target)
     if model_args.export_hub_model_id:

@@ -1,0 +1,1 @@
+"""The quantizers of an export: each turns a plain model folder into one with weights in few bits."""
