@@ -27,6 +27,8 @@ class OptimizerRow(Capability):
     """Can update a weight of which each device holds a part (FSDP)."""
     source: str = ""
     """The paper."""
+    measure: str = ""
+    """Tells what it keeps; without one, that is what `optim` says."""
 
 
 OPTIMIZERS = by_name(
@@ -36,6 +38,7 @@ OPTIMIZERS = by_name(
             title="GaLore",
             switch="use_galore",
             build=f"{OWN}.galore:make_galore",
+            measure=f"{OWN}.sizes:galore_sizes",
             methods=("full", "freeze"),
             beside=(*ADAMW, *ADAMW_8BIT, "adafactor"),
             layerwise="galore_layerwise",
@@ -46,6 +49,7 @@ OPTIMIZERS = by_name(
             title="APOLLO",
             switch="use_apollo",
             build=f"{OWN}.apollo:make_apollo",
+            measure=f"{OWN}.sizes:apollo_sizes",
             methods=("full", "freeze"),
             layerwise="apollo_layerwise",
             source="arXiv 2412.05270",
@@ -55,6 +59,7 @@ OPTIMIZERS = by_name(
             title="BAdam",
             switch="use_badam",
             build=f"{OWN}.badam:make_badam",
+            measure=f"{OWN}.sizes:badam_sizes",
             methods=("full", "freeze"),
             is_distributed=False,
             source="arXiv 2404.02827",
@@ -64,6 +69,7 @@ OPTIMIZERS = by_name(
             title="Adam-mini",
             switch="use_adam_mini",
             build=f"{OWN}.adam_mini:make_adam_mini",
+            measure=f"{OWN}.sizes:adam_mini_sizes",
             source="arXiv 2406.16793",
         ),
         OptimizerRow(
@@ -71,6 +77,7 @@ OPTIMIZERS = by_name(
             title="Muon",
             switch="use_muon",
             build=f"{OWN}.muon:make_muon",
+            measure=f"{OWN}.sizes:muon_sizes",
             methods=("full", "freeze"),
             source="arXiv 2502.16982",
         ),

@@ -132,6 +132,15 @@ def _ktransformers(view: View) -> Iterator[Violation]:
         yield view.clash("kt_cpu_activation", "disable_gradient_checkpointing")
 
 
+def _recomputing(view: View) -> Iterator[Violation]:
+    if not view.disable_gradient_checkpointing:
+        return
+    if view.checkpointed_layers is not None:
+        yield view.clash("checkpointed_layers", "disable_gradient_checkpointing", "remove one of them")
+    if view.use_unsloth_gc:
+        yield view.clash("use_unsloth_gc", "disable_gradient_checkpointing", "it moves what checkpoints keep")
+
+
 def _exporting(view: View) -> Iterator[Violation]:
     if view.command == "export" and not view.export_dir:
         yield Violation(("export_dir",), "export_dir is missing; name the folder that receives the model")
@@ -184,6 +193,7 @@ RULES = (
     _outer_engines,
     _unsloth,
     _ktransformers,
+    _recomputing,
     _exporting,
     _export_quantization,
     _media,

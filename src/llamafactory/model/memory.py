@@ -1,6 +1,8 @@
 """How much memory a training step takes, told before it runs, and how much there is.
 
-    weights + gradients + optimizer + activations + logits
+    weights + optimizer + helpers + the larger of
+        the backward pass:  copies + activations + logits + work (+ gradients, where several batches make a step)
+        the update:         gradients + work
 
 Nothing is allocated: the model may stand on torch's meta device. What a decoder layer keeps for the backward pass is a
 sum over its widths, with factors that were counted on transformers 5.23 by saved-tensor hooks (the tests count them
@@ -14,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from ..extras.device import DeviceFacts
+from ..extras.device import DeviceFacts, device_facts
+from ..ops.head import CPU_MEMORY, DEVICE_MEMORY
+from .quantization.sizes import Packing, weight_bytes
 
 
 if TYPE_CHECKING:
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
 
 FLOAT32 = 4
 OPTIMIZER_STATES = 2  # AdamW's two averages
-LOGITS_AT_ONCE = 128 * 2**20  # ops/head.py: products of one chunk, in whose place their gradient is made
 BACKWARD_WIDTHS = 2.0  # gradients of the widest inner layer that live while it is being differentiated
 CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -64,34 +67,71 @@ class StepShape:
     """Most tokens of a batch, padding included: all of its activations exist at once."""
     compute_dtype: torch.dtype = torch.bfloat16
     """Number format of the matrix products."""
-    is_checkpointed: bool = False
-    """Layers keep their input only."""
+    checkpointed_layers: int = 0
+    """Layers, from the first, that keep their input only."""
+    is_offloaded: bool = False
+    """Those inputs are kept in main memory, beside an accelerator."""
     is_accumulated: bool = True
     """Several batches make a step, so gradients are there while activations are; else they take their place."""
-    optimizer_states: int = OPTIMIZER_STATES
-    """Numbers that the optimizer keeps for every trained weight, in the format of the weight."""
+    optimizer: "OptimizerBytes | None" = None
+    """What the optimizer keeps; None takes AdamW's two numbers, in the format of each trained weight."""
     is_fused: bool = False
     """The modules have the replacements of model/fused."""
     masked_len: int = 0
     """Length of the rows of an attention that keeps a mask in every layer; 0 for one that takes bounds."""
     num_shards: int = 1
     """Devices that weights, gradients and optimizer are split over (FSDP, ZeRO-3)."""
+    keeps_logits: bool = False
+    """The loss looks at log-probabilities of whole answers, for which products of the head are kept."""
+    helpers: int = 0
+    """Bytes of frozen models beside the one in training."""
+    packing: Packing | None = None
+    """How a model that is not quantized yet will be; None takes the weights as they are."""
+
+
+class OptimizerBytes(NamedTuple):
+    """What an optimizer needs on one device, when nothing is sharded."""
+
+    states: int
+    gradients: int
+    update: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on one device at the peak of a step."""
+    """Bytes on one device."""
 
     weights: int
     gradients: int
+    """Of all weights that have one at the same time."""
     optimizer: int
     activations: int
+    """What the layers keep for the backward pass."""
     logits: int
+    copies: int
+    """Trained matrices rounded to the format of the products."""
+    work: int
+    """What the backward pass of one layer, and the gradient of the head, need for a moment."""
+    update: int
+    """What the optimizer needs for a moment."""
+    helpers: int
+    is_accumulated: bool = True
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """The peak of a step: not all parts exist at once."""
+        return self.weights + self.optimizer + self.helpers + max(self.backward, self.gradients + self.update)
+
+    @property
+    def backward(self) -> int:
+        """What the forward and backward pass put on top of everything that stays."""
+        passing = self.copies + self.activations + self.logits + self.work
+        return passing + self.gradients if self.is_accumulated else max(passing, self.gradients)
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether the peak is in the update, not in the backward pass."""
+        return self.gradients + self.update >= self.backward
 
     @property
     def beyond_weights(self) -> int:
@@ -100,42 +140,57 @@ class MemoryEstimate:
 
 
 def estimate_step(model: nn.Module, shape: StepShape) -> MemoryEstimate:
-    """Estimate the peak of a training step of a loaded (or meta) model with its trained weights marked.
-
-    Trained matrices in a wider format than the products are computed in have a rounded copy each, which autocast
-    keeps until the backward pass is over; it is counted with the activations.
-    """
+    """Estimate the peak of a training step of a loaded (or meta) model with its trained weights marked."""
     weights = list(model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
-    copies = sum(
-        weight.numel() * shape.compute_dtype.itemsize
-        for weight in trained
-        if weight.dim() > 1 and weight.element_size() > shape.compute_dtype.itemsize
-    )
     config = _text_config(model)
     is_frozen = sum(weight.numel() for weight in trained) * 2 < sum(weight.numel() for weight in weights)
-    gradients = _bytes(trained) // shape.num_shards
-    activations = copies + activation_bytes(config, shape, is_frozen=is_frozen)
+    size = _bytes(trained)
+    optimizer = shape.optimizer or OptimizerBytes(OPTIMIZER_STATES * size, size, 0)
+    logits, head = head_bytes(model, config, shape)
     return MemoryEstimate(
-        weights=_bytes(weights) // shape.num_shards,
-        gradients=gradients if shape.is_accumulated else max(gradients - activations, 0),
-        optimizer=shape.optimizer_states * _bytes(trained) // shape.num_shards,
-        activations=activations,
-        logits=logit_bytes(config, shape),
+        weights=weight_bytes(model, shape.packing) // shape.num_shards,
+        gradients=optimizer.gradients // shape.num_shards,
+        optimizer=optimizer.states // shape.num_shards,
+        activations=activation_bytes(config, shape, is_frozen=is_frozen),
+        logits=logits,
+        copies=copy_bytes(trained, shape.compute_dtype),
+        work=work_bytes(config, shape) + head,
+        update=optimizer.update // shape.num_shards,
+        helpers=shape.helpers,
+        is_accumulated=shape.is_accumulated,
+    )
+
+
+def copy_bytes(trained: list[nn.Parameter], dtype: torch.dtype) -> int:
+    """Trained matrices in a wider format than the products are computed in have a rounded copy each.
+
+    It lives until the backward pass is over: autocast and the fused modules keep it.
+    """
+    return sum(
+        weight.numel() * dtype.itemsize
+        for weight in trained
+        if weight.dim() > 1 and weight.element_size() > dtype.itemsize
     )
 
 
 def activation_bytes(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bool) -> int:
-    """Return what all layers keep for the backward pass, and what one of them needs while it is differentiated."""
+    """Return what all layers keep for the backward pass, with the embeddings and the last norm."""
     unit = shape.compute_dtype.itemsize
-    layer = layer_numbers(config, shape, is_frozen=is_frozen) * unit
     width = int(config.hidden_size)
-    inner = BACKWARD_WIDTHS * int(getattr(config, "intermediate_size", 4 * width)) * unit
+    layer = (layer_numbers(config, shape, is_frozen=is_frozen) + shape.masked_len) * unit
     num_layers = int(config.num_hidden_layers)
-    layer += shape.masked_len * unit
-    kept = num_layers * width * unit + layer if shape.is_checkpointed else num_layers * layer
-    ends = 3 * width * unit  # embeddings, the last norm, and the gradient that travels down
-    return int(shape.tokens * (kept + inner + ends))
+    again = min(shape.checkpointed_layers, num_layers)
+    inputs = 0 if shape.is_offloaded else again * width * unit
+    whole = max(num_layers - again, 1)  # the layer that is computed again; by then the others are gone
+    ends = 3 * width * unit
+    return int(shape.tokens * (inputs + whole * layer + ends))
+
+
+def work_bytes(config: "PreTrainedConfig", shape: StepShape) -> int:
+    """Return the gradients inside of the layer that is being differentiated."""
+    inner = int(getattr(config, "intermediate_size", None) or 4 * int(config.hidden_size))
+    return int(BACKWARD_WIDTHS * inner * shape.compute_dtype.itemsize * shape.tokens)
 
 
 def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bool) -> float:
@@ -157,10 +212,22 @@ def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bo
     )
 
 
-def logit_bytes(config: "PreTrainedConfig", shape: StepShape) -> int:
-    """Return what the logits take: they are made in chunks, so this has a bound."""
-    every = shape.tokens * int(config.vocab_size) * shape.compute_dtype.itemsize
-    return min(every, LOGITS_AT_ONCE)
+def head_bytes(model: nn.Module, config: "PreTrainedConfig", shape: StepShape) -> tuple[int, int]:
+    """Return what the logits take, and the gradient of the head where it learns.
+
+    Products are made in chunks, so they have a bound, unless the loss keeps them. The gradient of the head is there
+    from the forward pass on (ops/cross_entropy.py), in the format of the weight; the share of a chunk beside it.
+    """
+    memory = CPU_MEMORY if device_facts().kind == "cpu" else DEVICE_MEMORY
+    unit = shape.compute_dtype.itemsize
+    every = shape.tokens * int(config.vocab_size) * unit
+    logits = min(every, memory.chunk)
+    if shape.keeps_logits:
+        logits += every if every <= memory.kept else 0
+    weight = _head_weight(model)
+    if weight is None or not weight.requires_grad:
+        return logits, 0
+    return logits, weight.numel() * (weight.element_size() + unit)
 
 
 def free_memory(facts: DeviceFacts, num_sharing: int = 1) -> int:
@@ -203,6 +270,14 @@ def _number(path: Path) -> int | None:
         return None
     text = path.read_text(encoding="ascii").strip()
     return int(text) if text.isdigit() else None
+
+
+def _head_weight(model: nn.Module) -> nn.Parameter | None:
+    inner: Any = model
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    return weight if isinstance(weight, nn.Parameter) else None
 
 
 def _bytes(weights: list[nn.Parameter]) -> int:

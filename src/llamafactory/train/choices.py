@@ -1,24 +1,27 @@
 """What the driver chooses by itself before the first step, and the one line that says so."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from ..data.batch_plan import BatchSize
-from ..data.lengths import sequence_lengths
+from ..data.lengths import SequenceLengths, sequence_lengths
 from ..data.streaming import StreamRows
 from ..extras.cores import settle_threads
 from ..extras.device import device_facts
 from ..extras.env import read_env
 from ..extras.logging import get_logger
 from ..model.dtype import DtypeChoice
+from ..model.fused.blocks import FusedMlp
 from ..model.fused.replacement import replacements
-from ..model.memory import OPTIMIZER_STATES, StepShape, free_memory
+from ..model.memory import OptimizerBytes, StepShape, free_memory
 from ..model.model_utils.attention import takes_bounds
 from ..model.model_utils.checkpointing import checkpoint_if_needed
 from ..model.model_utils.compilation import choose_compilation, compile_layers
 from ..model.model_utils.liger import use_liger
+from .optimizers.recipe import Recipe, weights_of
+from .optimizers.sizes import optimizer_sizes
 
 
 if TYPE_CHECKING:
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 COMPUTED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ROLLOUTS = ("ppo", "grpo")
+"""Stages that learn from answers of their own."""
+KEEP_LOGITS = ("dpo", "kto", *ROLLOUTS)
+"""Stages whose losses look at log-probabilities of whole answers."""
 OPTIMIZERS = {"adamw_torch_fused": "fused AdamW", "adamw_torch": "AdamW"}
-LITTLE_STATE = ("sgd", "adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit", "lomo")
-"""Optimizers that keep far less than AdamW's two numbers for every weight."""
 
 
 def choose_threads() -> int:
@@ -72,22 +77,29 @@ def settle_step(
 def most_tokens(rows: Any, size: BatchSize, arguments: "RunArguments") -> int:
     """Return a bound of the tokens in one batch: by the rows themselves where they are known, else by cutoff_len."""
     if arguments.training.do_train and rows is not None and not isinstance(rows, StreamRows) and len(rows):
-        lengths = sequence_lengths(rows)
-        longest = int(lengths.padded.max())
-        if size.max_tokens is not None:
-            return max(size.max_tokens, int(lengths.total.max()))
-        if size.pads:
-            return size.num_rows * lengths.padded.shape[1] * longest
-        total = lengths.total
-        return int(sum(sorted(total.tolist(), reverse=True)[: size.num_rows]))
-    longest = arguments.data.cutoff_len
+        return largest_batch(sequence_lengths(rows), size, num_written(arguments))
+    longest = arguments.data.cutoff_len + num_written(arguments)
     return max(size.max_tokens or 0, size.num_rows * longest)
+
+
+def largest_batch(lengths: SequenceLengths, size: BatchSize, num_written: int = 0) -> int:
+    """Return a bound of the tokens in one batch of rows, to each of which so many are written before it is learned."""
+    if size.max_tokens is not None:
+        return max(size.max_tokens, int(lengths.total.max()))
+    if size.pads:
+        return size.num_rows * lengths.padded.shape[1] * (int(lengths.padded.max()) + num_written)
+    return int(sum(sorted(lengths.total.tolist(), reverse=True)[: size.num_rows]))
+
+
+def num_written(arguments: "RunArguments") -> int:
+    """Return how many tokens the model itself writes to a row before it learns from it."""
+    return arguments.generating.max_new_tokens if arguments.finetuning.stage in ROLLOUTS else 0
 
 
 def _settle_compilation(model: PreTrainedModel, arguments: "RunArguments", rows: Any) -> None:
     """Compile the layers where that was asked for or repays; nothing is said where neither is so."""
     asked = arguments.model.compile_layers
-    is_steady = arguments.finetuning.stage not in ("ppo", "grpo") and not arguments.training.predict_with_generate
+    is_steady = arguments.finetuning.stage not in ROLLOUTS and not arguments.training.predict_with_generate
     num_tokens = tokens_of_run(rows, arguments) // max(read_env().world_size, 1)
     choice = choose_compilation(model, asked, device_facts().kind, num_tokens, is_steady=is_steady)
     if choice.is_on:
@@ -113,19 +125,66 @@ def _choose_checkpointing(
     model: PreTrainedModel, arguments: "RunArguments", dtypes: DtypeChoice, tokens: int, row_len: int
 ) -> str:
     env, facts = read_env(), device_facts()
-    is_sharded = arguments.training.fsdp not in (None, "", False) or arguments.training.deepspeed is not None
-    shape = StepShape(
-        tokens=tokens,
-        compute_dtype=COMPUTED.get(dtypes.autocast or "", dtypes.trainable),
-        optimizer_states=0 if arguments.training.optim in LITTLE_STATE else OPTIMIZER_STATES,
-        is_accumulated=arguments.training.gradient_accumulation_steps > 1,
-        is_fused=any(True for _ in replacements(model)),
-        masked_len=0 if takes_bounds(model) else row_len,
-        num_shards=env.world_size if is_sharded else 1,
-    )
+    shape = step_shape(model, arguments, dtypes, BatchTokens(tokens, row_len))
     on_this_machine = max(env.world_size // max(env.nnodes, 1), 1)
     free = free_memory(facts, num_sharing=on_this_machine)
-    choice = checkpoint_if_needed(
-        model, shape, use_reentrant=arguments.model.use_reentrant_gc, on_device=facts.kind != "cpu", free=free
-    )
+    choice = checkpoint_if_needed(model, shape, arguments.model, on_device=facts.kind != "cpu", free=free)
     return f"activations {'computed twice' if choice.is_on else 'kept'} ({choice.reason})"
+
+
+class BatchTokens(NamedTuple):
+    """The largest batch of a run."""
+
+    total: int
+    """Tokens of it, padding included."""
+    row_len: int
+    """Tokens of one of its rows."""
+
+
+def step_shape(
+    model: PreTrainedModel,
+    arguments: "RunArguments",
+    dtypes: DtypeChoice,
+    batch: BatchTokens,
+    *,
+    is_fused: bool | None = None,
+) -> StepShape:
+    """Say what the memory estimate has to know of a run; `is_fused` where the modules cannot be asked."""
+    training = arguments.training
+    is_sharded = training.fsdp not in (None, "", False) or training.deepspeed is not None
+    return StepShape(
+        tokens=batch.total,
+        compute_dtype=COMPUTED.get(dtypes.autocast or "", dtypes.trainable),
+        optimizer=measure_optimizer(model, arguments),
+        is_accumulated=training.gradient_accumulation_steps > 1,
+        is_fused=has_fused_blocks(model) if is_fused is None else is_fused,
+        masked_len=0 if takes_bounds(model) else batch.row_len,
+        num_shards=read_env().world_size if is_sharded else 1,
+        keeps_logits=arguments.finetuning.stage in KEEP_LOGITS,
+    )
+
+
+def has_fused_blocks(model: PreTrainedModel) -> bool:
+    """Whether the feed-forward blocks, which keep most, have their faster form."""
+    return any(isinstance(replacement, FusedMlp) for replacement in replacements(model))
+
+
+def measure_optimizer(model: PreTrainedModel, arguments: "RunArguments") -> OptimizerBytes:
+    """Return what the optimizer of the run will keep."""
+    training = arguments.training
+    settings = OptimizerSettings(training.optim, training.learning_rate, training.seed)
+    recipe = Recipe(
+        model=model,
+        weights=weights_of(model, 0.0, ()),
+        hf=settings,  # pyright: ignore[reportArgumentType]
+        finetuning=arguments.finetuning,
+    )
+    return optimizer_sizes(recipe, on_device=device_facts().kind != "cpu")
+
+
+class OptimizerSettings(NamedTuple):
+    """As much of the Trainer's arguments as the sizes of an optimizer depend on."""
+
+    optim: str
+    learning_rate: float
+    seed: int

@@ -1,9 +1,26 @@
 """Counting weights that are packed: a byte may hold two of them."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+
+
+BLOCK = 64
+"""Weights that share a scale in bitsandbytes' 4 bits."""
+OUTER_BLOCK = 256
+"""Scales that share one, where they are quantized too."""
+GROUP = 32
+"""Weights that share a scale in torchao's 4 bits, each of which takes a byte."""
+
+
+class Packing(NamedTuple):
+    """How a model will be quantized."""
+
+    method: str
+    bits: int
+    is_double: bool = True
 
 
 def num_weights(parameter: nn.Parameter) -> int:
@@ -22,3 +39,43 @@ def packed_bytes(parameter: nn.Parameter) -> int:
     inner: Any = state.state2
     scales = [state.absmax] + ([inner.absmax] if inner is not None else [])
     return size + sum(tensor.numel() * tensor.element_size() for tensor in scales)
+
+
+def weight_bytes(model: nn.Module, packing: Packing | None = None) -> int:
+    """Return the bytes of all weights and buffers, shared ones once; with `packing`, as they will be."""
+    packed = _packed_layers(model) if packing is not None else {}
+    total = 0
+    for weight in model.parameters():
+        if packing is not None and id(weight) in packed:
+            total += planned_bytes(weight.numel(), packed[id(weight)], packing)
+        else:
+            total += packed_bytes(weight)
+    return total + sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+
+
+def planned_bytes(count: int, num_rows: int, packing: Packing) -> int:
+    """Return the bytes of a matrix with its scales."""
+    if packing.method == "torchao" and packing.bits == 4:
+        return count + count // GROUP * torch.bfloat16.itemsize
+    if packing.method == "bnb" and packing.bits == 4:
+        scales = count / BLOCK
+        return int(count / 2 + (scales + 4 * scales / OUTER_BLOCK if packing.is_double else 4 * scales))
+    return int(count * packing.bits / 8) + 4 * num_rows
+
+
+def largest_layer(model: nn.Module) -> int:
+    """Return how many weights the largest quantized matrix has: it is turned back as a whole for each product."""
+    sizes = {id(weight): weight.numel() for weight in model.parameters()}
+    return max((sizes[key] for key in _packed_layers(model)), default=0)
+
+
+def _packed_layers(model: nn.Module) -> dict[int, int]:
+    """Return the weights that quantizers replace, with their rows: linear layers except the output and adapters."""
+    outer: Any = model
+    base = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    return {
+        id(module.weight): module.out_features
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    }
