@@ -1,6 +1,7 @@
 """The list of runs: found by their files, narrowed down, compared, copied and deleted."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from llamafactory.extras.errors import UserError
 from llamafactory.webui import jobs
 from llamafactory.webui.jobs import progress
 from llamafactory.webui.jobs.failures import find_reason
+
+
+OLD = 1_700_000_000
 
 
 def make_run(
@@ -25,6 +29,8 @@ def make_run(
         for step, loss in enumerate(losses, 1)
     ]
     (folder / "trainer_log.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    for path in folder.iterdir():
+        os.utime(path, (OLD, OLD))
     if done:
         (folder / "train_results.json").write_text("{}")
         (folder / "all_results.json").write_text(json.dumps({"train_loss": losses[-1]}))
@@ -158,3 +164,12 @@ def test_what_a_run_said_last_is_no_reason_when_nobody_saw_it_end() -> None:
     assert find_reason("step 3/9  loss 1.5", None) == "The run ended while nothing watched it, and left no result."
     assert find_reason("x\nValueError: bad\n", None) == "ValueError: bad"
     assert "no memory left" in find_reason("ValueError: earlier", -9)
+
+
+def test_a_run_of_the_command_line_that_still_writes_is_not_deleted(root: Path) -> None:
+    (root / "qwen/lora/b/trainer_log.jsonl").touch()
+
+    assert [row.run_id for row in jobs.list_runs(root, states=["running"])] == ["qwen/lora/b"]
+    with pytest.raises(UserError, match="runs or waits"):
+        jobs.delete_runs(root, ["qwen/lora/a", "qwen/lora/b"])
+    assert (root / "qwen/lora/a").is_dir()

@@ -13,7 +13,7 @@ from .files import CONFIG_FILES, FORM_FILE
 from .outcome import load_yaml, read_yaml
 from .progress import Curve
 from .queue import MAX_DEPTH
-from .record import read_record
+from .record import Record, read_record
 from .state import State, refresh, state_by_files, state_of
 from .status import is_run, read_status
 
@@ -62,7 +62,7 @@ def list_runs(root: Path, *, text: str = "", states: Iterable[str] = ()) -> list
     """
     root = root.resolve()
     wanted, words = set(states), text.lower().split()
-    rows = [_read_row(root, folder) for folder in _run_folders(root)]
+    rows = [row for folder in _run_folders(root) if (row := _read_row(root, folder)) is not None]
     kept = [row for row in rows if (not wanted or row.state in wanted) and _matches(row, words)]
     return sorted(kept, key=lambda row: row.changed, reverse=True)
 
@@ -88,8 +88,7 @@ def delete_runs(root: Path, run_ids: Sequence[str]) -> list[str]:
     """Delete runs with everything in their folders, and return their ids; one that runs or waits stays."""
     folders = {run_id: find_run(root, run_id) for run_id in run_ids}
     for run_id, folder in folders.items():
-        record = read_record(folder)
-        if record is not None and state_of(refresh(folder, record)) in ("running", "queued"):
+        if _state(folder, read_record(folder)) in ("running", "queued"):
             raise UserError(f"The run {run_id!r} runs or waits; stop it before you delete it.")
     for folder in folders.values():
         shutil.rmtree(folder)
@@ -152,18 +151,30 @@ def _run_folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
             yield from _run_folders(child, depth - 1)
 
 
-def _read_row(root: Path, folder: Path) -> RunRow:
+def _read_row(root: Path, folder: Path) -> RunRow | None:
+    """Return the row of a folder; None when it is deleted at this moment."""
     record = read_record(folder)
-    if record is not None:
-        record = refresh(folder, record)
-    return RunRow(
-        run_id=folder.relative_to(root).as_posix(),
-        run_dir=folder,
-        state=state_of(record) if record is not None else state_by_files(folder),
-        command=record.command if record is not None else "train",
-        config=_given_config(folder),
-        changed=(record.ended or record.started or record.created) if record is not None else folder.stat().st_mtime,
-    )
+    try:
+        return RunRow(
+            run_id=folder.relative_to(root).as_posix(),
+            run_dir=folder,
+            state=_state(folder, record),
+            command=record.command if record is not None else "train",
+            config=_given_config(folder),
+            changed=_changed(folder, read_record(folder)),
+        )
+    except OSError:
+        return None
+
+
+def _state(folder: Path, record: Record | None) -> State:
+    return state_by_files(folder) if record is None else state_of(refresh(folder, record))
+
+
+def _changed(folder: Path, record: Record | None) -> float:
+    if record is None:
+        return folder.stat().st_mtime
+    return record.ended or record.started or record.created
 
 
 def _matches(row: RunRow, words: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from ...extras.constants import RESOLVED_CONFIG, TRAINER_LOG
 from ...extras.env import child_environment
 from ...extras.errors import UserError
 from ...train.run_plan import FINISHED
@@ -17,6 +18,7 @@ from .record import Record, change_record, read_record
 
 State = Literal["queued", "running", "stopped", "failed", "finished"]
 SUPERVISOR = "llamafactory.webui.jobs.supervisor"
+QUIET_SECONDS = 120.0
 START_SECONDS = 60.0  # a supervisor that has not said who it is by then never will
 
 
@@ -40,8 +42,11 @@ def state_of(record: Record) -> State:
 
 
 def state_by_files(run_dir: Path) -> State:
-    """Return how far a run got that was started elsewhere; whether it still runs cannot be told."""
-    return "finished" if (run_dir / FINISHED).is_file() or (run_dir / ALL_RESULTS).is_file() else "stopped"
+    """Return how far a run got that was started elsewhere; it counts as running while it writes something."""
+    if (run_dir / FINISHED).is_file() or (run_dir / ALL_RESULTS).is_file():
+        return "finished"
+    written = max((_changed(run_dir / name) for name in (TRAINER_LOG, RESOLVED_CONFIG)), default=0.0)
+    return "running" if time.time() - written < QUIET_SECONDS else "stopped"
 
 
 def is_active(run_dir: Path) -> bool:
@@ -70,6 +75,13 @@ def is_supervised(record: Record) -> bool:
     if record.supervisor is not None:
         return record.supervisor.is_alive
     return time.time() - record.created < START_SECONDS
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _is_attended(record: Record) -> bool:
