@@ -22,6 +22,7 @@ Values = Mapping[str, Any]  # element id -> what the widget holds
 WHOLE = ("full", "freeze")  # methods whose checkpoint is a whole model
 FIXED: Mapping[str, Any] = {"do_train": True, "plot_loss": True, "include_num_input_tokens_seen": True}
 PPO: Mapping[str, Any] = {"top_k": 0, "top_p": 0.9}
+NO_VARIABLES: Mapping[str, str] = {}
 NOT_SAVED = frozenset({"top.lang", "train.output_dir", "train.config_path"})
 EXTRA = "train.extra_args"
 MODEL_NAME = "top.model_name"
@@ -69,14 +70,15 @@ def read_extra(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in cast("dict[Any, Any]", loaded).items()}
 
 
-def command_line(config: Mapping[str, Any], command: str = "train") -> str:
+def command_line(
+    config: Mapping[str, Any], command: str = "train", variables: Mapping[str, str] = NO_VARIABLES
+) -> str:
     """Return a command that can be pasted into a shell and means just this configuration."""
+    start = "".join(f"{name}={value} " for name, value in variables.items()) + f"llamafactory-cli {command}"
     words = [f"{key}={word_of(value)}" for key, value in config.items()]
     if _is_same(read_args(words), config):
-        lines = [f"llamafactory-cli {command}", *(f"  {shlex.quote(word)}" for word in words)]
-        return " \\\n".join(lines)
-    text = to_yaml(config)
-    return f"cat > run.yaml <<'END_OF_FILE'\n{text}END_OF_FILE\nllamafactory-cli {command} run.yaml"
+        return " \\\n".join([start, *(f"  {shlex.quote(word)}" for word in words)])
+    return f"cat > run.yaml <<'END_OF_FILE'\n{to_yaml(config)}END_OF_FILE\n{start} run.yaml"
 
 
 def arguments_text(fields: Mapping[str, Field], values: Values) -> str:

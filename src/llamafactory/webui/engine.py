@@ -10,6 +10,7 @@ from .layout import Field, fields_of, find_field, folds_of
 from .manager import Manager
 from .markup import plain_markdown
 from .places import Places, read_places
+from .runner import Runner
 from .wording import DEFAULT_LANGUAGE, LANGUAGES, say, words_of
 
 
@@ -29,6 +30,7 @@ class Engine:
         self.pure_chat = pure_chat
         self.places = places or read_places(read_env())
         self.manager = Manager()
+        self.runner = Runner(self.places, demo_mode=demo_mode)
         self.chatter: Any = None
         """The chat model of the Chat tab, once that tab is built; one for all visitors, as there is one machine."""
         self.fields = fields_of(FORM_TABS)

@@ -31,11 +31,13 @@ class Filled(NamedTuple):
     """Keys that no widget can show; they go into the field of further arguments."""
 
 
-def read_form(fields: Mapping[str, Field], values: Mapping[str, Any], command: str = "train") -> dict[str, Any]:
+def read_form(
+    fields: Mapping[str, Field], values: Mapping[str, Any], command: str = "train", *, idle: bool = False
+) -> dict[str, Any]:
     """Turn the values of widgets (by element id) into the keys of a run.
 
-    Keys that have their declared default are left out, and those that do nothing as long as their switch is off. A
-    value that does not fit its key is passed on as it is, for the parser to explain.
+    Keys that have their declared default are left out, and (unless `idle`) those that do nothing as long as their
+    switch is off. A value that does not fit its key is passed on as it is, for the parser to explain.
     """
     config: dict[str, Any] = {}
     by_name = {field.name: values.get(field.id) for field in fields.values()}
@@ -48,7 +50,7 @@ def read_form(fields: Mapping[str, Field], values: Mapping[str, Any], command: s
         value = typed(field, values[field.id])
         if field.always or value != field.param.default:
             config[field.key] = value
-    return _without_idle(config, fields, command)
+    return config if idle else _without_idle(config, fields, command)
 
 
 def fill_form(fields: Mapping[str, Field], config: Mapping[str, Any], command: str = "train") -> Filled:

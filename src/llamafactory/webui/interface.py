@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..extras.env import read_env, set_defaults
+from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..extras.packages import require
 from ..extras.registry import load_attribute
 from .engine import Engine
-from .settings import read_settings
+from .settings import Settings, read_settings
 from .theme import launch_look
 from .wording import DEFAULT_LANGUAGE, words_of
 
@@ -41,19 +42,23 @@ TABS: Sequence[TabRow] = (
 def create_ui(demo_mode: bool = False) -> "Blocks":
     """Build the whole board."""
     _require_gradio("webui")
+    return build_page(Engine(demo_mode=demo_mode))
+
+
+def build_page(engine: Engine) -> "Blocks":
+    """Put the tabs together around an engine."""
     import gradio as gr
 
     from .components.footer import create_footer
     from .components.top import create_top
     from .loading import connect
 
-    engine = Engine(demo_mode=demo_mode)
     with gr.Blocks(title=_title(), analytics_enabled=False, fill_width=True) as demo:
         engine.manager.add_elems("head", _make_head())
         engine.manager.add_elems("top", create_top(engine))
         with gr.Tabs(elem_id="tabs"):
             for row in TABS:
-                if demo_mode and not row.in_demo:
+                if engine.demo_mode and not row.in_demo:
                     continue
                 label = words_of(f"tabs.{row.name}", DEFAULT_LANGUAGE)["label"]
                 with gr.Tab(label, id=row.name, elem_id=f"tab-{row.name}") as tab:
@@ -71,10 +76,20 @@ def run_webui(args: Sequence[str] = ()) -> None:
 
 def _serve(args: Sequence[str], command: str) -> None:
     settings = read_settings(args, read_env(), command)
-    _require_gradio(command)
     set_defaults(PRIVACY)
+    _require_gradio(command)
     demo = create_ui()
     demo.queue(default_concurrency_limit=8)
+    try:
+        _launch(demo, settings)
+    except OSError as error:
+        where = f"{settings.host}, port {settings.port or 'from 7860'}"
+        raise UserError(
+            f"The board cannot listen on {where}: {error}. Choose another with --host and --port."
+        ) from None
+
+
+def _launch(demo: "Blocks", settings: Settings) -> None:
     demo.launch(
         server_name=settings.host,
         server_port=settings.port,

@@ -10,6 +10,7 @@ import yaml
 from ..data.template_files import load_templates
 from ..extras.catalog import DownloadSource, find_hub_id, known_models
 from ..extras.constants import DATASET_INFO
+from ..extras.env import read_env
 from ..extras.errors import UserError
 from ..hparams.methods import tuning_methods
 from .arguments import CUSTOM
@@ -25,6 +26,12 @@ RANKED = frozenset({"rm", "dpo"})
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 USER_CONFIG = "user_config.yaml"
+
+
+def start_hub() -> str:
+    """Return the hub that the server's environment chose."""
+    source = DownloadSource.of(read_env())
+    return next(name for name, hub in HUBS.items() if hub is source)
 
 
 def model_names(hub: str) -> list[str]:

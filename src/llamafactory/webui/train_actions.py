@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..extras.env import child_environment
+from ..extras.env import child_environment, is_enabled
 from ..extras.errors import UserError
 from ..extras.logging import redact
 from ..hparams.schema import list_params
@@ -25,6 +25,7 @@ from .arguments import (
 )
 from .exchange import to_yaml, without_secrets
 from .jobs.files import FORM_FILE
+from .jobs.record import HUB_VARIABLES
 from .layout import Field
 from .markup import notice
 from .places import Places
@@ -60,10 +61,13 @@ class Form:
         told = {key for keys, _ in missing for key in keys}
         return Checked(config, [*missing, *(item for item in found if not set(item[0]) & told)])
 
-    def preview(self, config: Mapping[str, Any]) -> tuple[str, str]:
+    def preview(self, config: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, str]:
         """Return the YAML of a run and the command that starts just that run."""
         shown = without_secrets(config)
-        return to_yaml(shown), command_line(shown)
+        variables = {
+            name: value for name, value in HUB_VARIABLES[hub_of(values)].items() if (value == "1") != is_enabled(name)
+        }
+        return to_yaml(shown), command_line(shown, variables=variables)
 
     def start(self, values: Mapping[str, Any], config: Mapping[str, Any], *, queued: bool = False) -> jobs.Run:
         """Start a run (or queue it) and return its place; it needs nobody to look after it."""
@@ -73,7 +77,7 @@ class Form:
             if field.widget == "secret" and values.get(element)
         }
         form = {key: value for key, value in values.items() if not _is_secret(self.fields.get(key))}
-        options = jobs.Options(form=form, queued=queued)
+        options = jobs.Options(form=form, queued=queued, hub=hub_of(values))
         return jobs.start({**config, **secrets}, options, places=self.places)
 
     def save(self, values: Mapping[str, Any], name: str) -> str:
@@ -122,6 +126,12 @@ class Form:
             return dict(json.loads(done.stdout))
         except ValueError:
             raise UserError(say("err_plan", language, reason=done.stdout[:200])) from None
+
+
+def hub_of(values: Mapping[str, Any]) -> str:
+    """Return the hub that the form names, as jobs call it."""
+    hub = str(values.get("top.hub_name") or "")
+    return hub if hub in HUB_VARIABLES else ""
 
 
 def problem_notice(problems: Problems, language: str) -> str:

@@ -8,7 +8,7 @@ from ..arguments import CUSTOM
 from ..engine import Engine, as_language
 from ..events import on
 from ..form import make_groups
-from ..offers import HUBS, checkpoint_names, model_names, model_path, model_template, template_names
+from ..offers import HUBS, checkpoint_names, model_names, model_path, model_template, start_hub, template_names
 from ..wording import DEFAULT_LANGUAGE, LANGUAGES, say
 
 
@@ -28,7 +28,7 @@ def create_top(engine: Engine) -> "dict[str, Block]":
     languages = [(name, code) for code, name in LANGUAGES.items()]
     made: dict[str, Any] = {
         "lang": dropdown("lang", languages, DEFAULT_LANGUAGE),
-        "hub_name": dropdown("hub_name", list(HUBS), next(iter(HUBS))),
+        "hub_name": dropdown("hub_name", list(HUBS), start_hub()),
         "model_name": dropdown("model_name", model_names(""), CUSTOM),
     }
     folds = make_groups("top", made, choices={"template": template_names()})

@@ -58,7 +58,7 @@ class _Buttons:
         checked = self.form.check(values, language)
         updates = self._told(checked, values, language)
         if checked.config:
-            text, command = self.form.preview(checked.config)
+            text, command = self.form.preview(checked.config, values)
             updates |= self._set({"train.preview_yaml": text, "train.preview_command": command})
         updates[self._get("train.preview")] = gr.update(visible=bool(checked.config))
         return updates
