@@ -1,11 +1,14 @@
 """What tests of jobs share: a folder to work in, the values of a tiny run, and waiting for one."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from llamafactory.webui import jobs
 from llamafactory.webui.jobs import Options, Run, Status
@@ -95,6 +98,17 @@ class Acts:
     def start(self, name: str, plugin: str, code: str, **options: Any) -> Run:
         self.write(plugin, code)
         return jobs.start(plugin_values(name, plugin), Options(**options), places=self.places)
+
+
+def give_devices(monkeypatch: pytest.MonkeyPatch, folder: Path, count: int) -> None:
+    """Let the driver's tool tell of some accelerators."""
+    program = folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    lines = [f"echo '{index}, NVIDIA H200, 143771, 1024'" for index in range(count)]
+    program.write_text("\n".join(["#!/bin/sh", *lines, "echo broken", ""]))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def end_everything(places: Places) -> None:

@@ -1,12 +1,10 @@
 """What a page may ask for: everything that is wrong is told with its keys, and nothing leads out of the board."""
 
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_making import Acts, plugin_values, run_values, wait_over
+from job_making import Acts, give_devices, plugin_values, run_values, wait_over
 
 from llamafactory.extras.errors import UserError
 from llamafactory.webui import jobs
@@ -149,17 +147,20 @@ def test_a_choice_of_devices_becomes_the_environment_of_torchrun(monkeypatch: py
 def test_devices_are_what_the_driver_tells_and_the_server_was_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\necho '0, NVIDIA H200, 143771, 1024'\necho '1, NVIDIA H200, 143771, 0'\necho broken\n"
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
+    give_devices(monkeypatch, tmp_path, 2)
     assert [(device.index, device.name, device.used_gib) for device in list_devices()] == [
         (0, "NVIDIA H200", 1.0),
-        (1, "NVIDIA H200", 0.0),
+        (1, "NVIDIA H200", 1.0),
     ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert [device.index for device in list_devices()] == [1]
+
+
+def test_a_device_that_is_not_there_is_refused(
+    places: Places, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert keys_of(run_values("a"), places, devices=(0,)) >= {"devices"}
+    give_devices(monkeypatch, tmp_path, 2)
+    assert keys_of(run_values("a", lora_rank="x"), places, devices=(0, 1)) == {"lora_rank"}
+    assert keys_of(run_values("a"), places, devices=(0, 2)) >= {"devices"}
+    assert keys_of(run_values("a"), places, processes=0) >= {"processes"}

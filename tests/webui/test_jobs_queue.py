@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
-from job_making import Acts, plugin_values, wait_gone, wait_over, wait_until
+from job_making import Acts, give_devices, plugin_values, wait_gone, wait_over, wait_until
 
 from llamafactory.webui import jobs
 from llamafactory.webui.jobs import Options
@@ -102,7 +102,10 @@ def test_whoever_looks_wakes_a_queue_that_nobody_is_in_charge_of(acts: Acts) -> 
 
 
 @pytest.mark.slow
-def test_a_waiting_job_lets_only_jobs_on_its_own_devices_go_first(acts: Acts) -> None:
+def test_a_waiting_job_lets_only_jobs_on_its_own_devices_go_first(
+    acts: Acts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    give_devices(monkeypatch, tmp_path, 3)
     first = note(acts, "first", "import time; time.sleep(600)", devices=(0, 1))
     other = note(acts, "other", "import os; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(0)", devices=(2,))
     same = note(acts, "same", devices=(1,))

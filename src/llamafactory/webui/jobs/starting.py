@@ -13,12 +13,16 @@ from ...hparams.config import SECRET_NAMES, write_value
 from ...hparams.parser import read_args, secret_variable
 from ..places import Places, confine, read_places
 from .checking import JobError, Problem, find_problems, split_secrets
+from .devices import list_devices
 from .files import CONFIG_FILES, FORM_FILE, OUTPUT_FILE, write_atomically
 from .outcome import saved_step
 from .processes import SECRET_PREFIX
 from .queue import enqueue, wake
 from .record import HUB_VARIABLES, Record, forget_stop, lock, read_record, write_record
 from .state import is_active, supervise
+
+
+MAX_PROCESSES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,13 @@ def _refusals(run_dir: Path, options: Options) -> list[Problem]:
         return [Problem(("output_dir",), f"output_dir {run_dir.name!r} is a file; choose another name")]
     if is_active(run_dir):
         return [_in_use(run_dir)]
+    known = [device.index for device in list_devices()] if options.devices else []
+    unknown = [index for index in options.devices if index not in known]
+    if unknown:
+        message = f"devices: there is no accelerator {unknown[0]}; this machine has {known or 'none'}"
+        return [Problem(("devices",), message)]
+    if options.processes is not None and not 1 <= options.processes <= MAX_PROCESSES:
+        return [Problem(("processes",), f"processes is {options.processes}; it is 1 to {MAX_PROCESSES}")]
     if options.command != "train" and read_record(run_dir) is not None:
         return [Problem(("output_dir",), f"{run_dir.name!r} already holds a job; choose another name")]
     return []
