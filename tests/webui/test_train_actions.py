@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_making import make_places
+from job_making import end_everything, give_devices, make_places
 
 from llamafactory.extras.env import read_env
 from llamafactory.extras.errors import UserError
@@ -12,6 +12,7 @@ from llamafactory.webui import jobs
 from llamafactory.webui.availability import Standing, judge, missing_package
 from llamafactory.webui.exchange import to_widget
 from llamafactory.webui.form import start_value
+from llamafactory.webui.jobs.record import read_record
 from llamafactory.webui.layout import fields_of
 from llamafactory.webui.markup import log_text, notice, plain_markdown, progress_bar, table
 from llamafactory.webui.places import Places
@@ -177,3 +178,29 @@ def test_other_folders_are_read_only_where_the_server_names_them(tmp_path: Path)
     with pytest.raises(UserError, match="LLAMABOARD_ROOTS"):
         Places(work=tmp_path / "work").readable(str(other), "data folder")
     assert Places(work=tmp_path / "work", others=(other,)).readable(str(other), "data folder") == other
+
+
+def test_chosen_devices_reach_the_run_and_the_previewed_command(
+    form: Form, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    values = ready(**{"train.used_devices": [3, 1]})
+    config = form.check(values, "en").config
+    with pytest.raises(jobs.JobError, match="no accelerator 1"):
+        form.start(values, config)
+
+    give_devices(monkeypatch, tmp_path, 4)
+    words = form.preview(config, values)[1].split(" llamafactory-cli")[0].split()
+    assert set(words) == {"CUDA_VISIBLE_DEVICES=1,3", "NPROC_PER_NODE=2", "FORCE_TORCHRUN=1"}
+    run = form.start(values, config)
+    record = read_record(run.run_dir)
+    assert record is not None
+    assert record.devices == (1, 3)
+    end_everything(form.places)
+
+
+@pytest.mark.parametrize("chosen", ["0; touch y", ["0"], [True], {"a": 1}])
+def test_devices_that_no_list_offers_are_refused(form: Form, chosen: Any) -> None:
+    values = ready(**{"train.used_devices": chosen})
+    with pytest.raises(UserError, match="choose them by number"):
+        form.start(values, form.check(values, "en").config)

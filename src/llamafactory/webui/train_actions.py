@@ -13,6 +13,7 @@ from ..hparams.schema import list_params
 from . import jobs
 from .arguments import (
     CUSTOM,
+    DEVICES,
     EXTRA,
     MODEL_NAME,
     Loaded,
@@ -24,6 +25,7 @@ from .arguments import (
     word_of,
 )
 from .exchange import to_yaml, without_secrets
+from .jobs.devices import device_variables
 from .jobs.files import FORM_FILE
 from .jobs.record import HUB_VARIABLES
 from .layout import Field
@@ -67,6 +69,7 @@ class Form:
         variables = {
             name: value for name, value in HUB_VARIABLES[hub_of(values)].items() if (value == "1") != is_enabled(name)
         }
+        variables |= device_variables(devices_of(values), None)
         return to_yaml(shown), command_line(shown, variables=variables)
 
     def start(self, values: Mapping[str, Any], config: Mapping[str, Any], *, queued: bool = False) -> jobs.Run:
@@ -77,7 +80,7 @@ class Form:
             if field.widget == "secret" and values.get(element)
         }
         form = {key: value for key, value in values.items() if not _is_secret(self.fields.get(key))}
-        options = jobs.Options(form=form, queued=queued, hub=hub_of(values))
+        options = jobs.Options(form=form, queued=queued, hub=hub_of(values), devices=devices_of(values))
         return jobs.start({**config, **secrets}, options, places=self.places)
 
     def save(self, values: Mapping[str, Any], name: str) -> str:
@@ -132,6 +135,14 @@ def hub_of(values: Mapping[str, Any]) -> str:
     """Return the hub that the form names, as jobs call it."""
     hub = str(values.get("top.hub_name") or "")
     return hub if hub in HUB_VARIABLES else ""
+
+
+def devices_of(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the accelerators that the form names; none stands for all."""
+    chosen = values.get(DEVICES) or ()
+    if not isinstance(chosen, list | tuple) or not all(type(item) is int for item in chosen):
+        raise UserError(f"{chosen!r} are no devices; choose them by number.")
+    return tuple(sorted(set(chosen)))
 
 
 def problem_notice(problems: Problems, language: str) -> str:

@@ -68,8 +68,17 @@ def _make_buttons(engine: Engine, words: _Words) -> "dict[str, Block]":
             elem_id="train-config_path",
             **words("config_path"),
         )
+        found = list_devices()
         made["device_count"] = gr.Textbox(
-            str(len(list_devices())), interactive=False, elem_id="train-device_count", **words("device_count")
+            str(len(found)), interactive=False, elem_id="train-device_count", **words("device_count")
+        )
+        made["used_devices"] = gr.Dropdown(
+            [(f"{device.index}: {device.name}", device.index) for device in found],
+            value=[],
+            multiselect=True,
+            visible=len(found) > 1,
+            elem_id="train-used_devices",
+            **words("used_devices"),
         )
     with gr.Row(elem_classes="actions"):
         for name in ("cmd_preview_btn", "plan_btn", "arg_save_btn", "arg_load_btn"):

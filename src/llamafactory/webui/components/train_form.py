@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..arguments import MODEL_NAME
+from ..arguments import DEVICES, MODEL_NAME
 from ..engine import FORM_TABS, Engine, as_language
 from ..events import on
 from ..layout import folds_of
@@ -20,7 +20,8 @@ def form_elements(engine: Engine) -> "set[Any]":
     """Return the elements that hold values of the form."""
     from gradio.components import Component
 
-    others = ("train.extra_args", "train.output_dir", "train.config_path", "top.lang", MODEL_NAME, "top.hub_name")
+    others = ("train.extra_args", "train.output_dir", "train.config_path", DEVICES)
+    others += ("top.lang", MODEL_NAME, "top.hub_name")
     found = {engine.manager.get_elem_by_id(key) for key in (*engine.fields, *others)}
     return {element for element in found if isinstance(element, Component)}
 
