@@ -248,6 +248,7 @@ def test_32_streams_at_once_are_what_they_are_alone(client: OpenAI, model: ChatM
     assert model.engine.stats().num_refused == before.num_refused
 
 
+IMAGE: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role is 'wizard'"),
@@ -267,7 +268,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "wizard"}}}},
         "cannot be followed",
     ),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "opens no local",
+    ),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "This model takes no image here: it reads text only."),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "wizard"}]}]},
+        "unknown type 'wizard'; use one of text, image",
+    ),
+    ({"messages": [*QUESTION, {"role": "assistant", "content": [IMAGE]}, *QUESTION]}, "only messages of the user"),
 ]
 
 

@@ -66,8 +66,10 @@ def test_an_old_key_becomes_the_new_one(old: dict[str, Any], new: dict[str, Any]
 
 
 def test_old_resolutions_are_squared() -> None:
-    with pytest.raises(ConfigError, match="image_max_pixels: 262144 is not in this version yet"):
-        load_run_config({**BASE, "image_resolution": 512})
+    config = load_run_config({**BASE, "image_resolution": 512})
+
+    assert config.values["image_max_pixels"] == 512 * 512
+    assert any("image_max_pixels has no effect in `train`" in notice for notice in config.notices)
 
 
 @pytest.mark.parametrize(

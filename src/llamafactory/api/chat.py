@@ -68,7 +68,7 @@ async def chat_completion(
 
 def plan_chat(service: Service, body: ChatCompletionRequest, adapter: str | None) -> ChatPlan:
     """Check a request and translate it."""
-    dialogue = read_dialogue(body.messages, service.syntax)
+    dialogue = read_dialogue(body.messages, service.syntax, service.settings.media)
     tools = choose_tools(service, body)
     written = write_tools(tools) if tools else None
     schema = response_schema(body.response_format)

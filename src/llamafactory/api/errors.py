@@ -59,9 +59,12 @@ def from_user_error(error: UserError) -> ApiError:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> ApiError:
-    """Make one sentence of what pydantic found: an unknown field, which may be a misspelt one, comes first."""
-    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    """Make one sentence of what pydantic found: an unknown field, which may be a misspelt one, comes first.
+
+    Where a value may have several forms, the form that it fits best has the error that lies deepest.
+    """
+    first = min(errors, key=lambda error: (error["type"] != "extra_forbidden", -len(error["loc"])))
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path") and not is_form(str(part))]
     param = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(place[-1], known)
@@ -73,3 +76,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = 
     shown = repr(first.get("input"))
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
     return bad_request(f"{param or 'The body'} is {shown}: {first['msg']}.", param, "invalid_value")
+
+
+def is_form(part: str) -> bool:
+    """Tell whether a part of pydantic's place names one of several forms of a value, rather than a field."""
+    return "[" in part or part[:1].isupper() or part in ("str", "constrained-str")

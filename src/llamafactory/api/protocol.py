@@ -45,12 +45,29 @@ class ToolCall(Lenient):
     function: CalledFunction
 
 
+class Reference(Lenient):
+    """Where a medium is: a data URL, or what the operator of the server has opened."""
+
+    url: Text
+
+
+class SoundData(Lenient):
+    """A sound in base64."""
+
+    data: Text
+    format: str = "wav"
+
+
 class ContentPart(Lenient):
-    """A piece of a message; only text is supported."""
+    """A piece of a message: text, an image, a sound or a video."""
 
     type: str
     text: Text | None = None
     refusal: Text | None = None
+    image_url: Reference | Text | None = None
+    video_url: Reference | Text | None = None
+    audio_url: Reference | Text | None = None
+    input_audio: SoundData | None = None
 
 
 class ChatMessage(Lenient):

@@ -1,11 +1,13 @@
 """What the environment says about the server, checked before a model is loaded."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..extras.env import Env
 from ..extras.errors import UserError
+from .media_sources import MediaPolicy
 
 
 MIB = 2**20
@@ -36,6 +38,8 @@ class Settings:
     """Beyond it, the connection that has waited longest without sending a request makes room."""
     shutdown_seconds: int = 600
     """What running answers get after SIGTERM."""
+    media: MediaPolicy = field(default_factory=MediaPolicy)
+    """Where the images, sounds and videos of requests may come from."""
     ping_seconds: float = 15.0
     """A stream without text for that long gets a comment, so that proxies keep it open."""
 
@@ -56,6 +60,7 @@ def read_settings(env: Env) -> Settings:
         root_path=env.root_path.rstrip("/"),
         is_verbose=env.api_verbose,
         max_body=env.api_max_body * MIB,
+        media=read_policy(env),
     )
     if not settings.is_local and settings.key is None:
         raise UserError(
@@ -69,6 +74,16 @@ def read_settings(env: Env) -> Settings:
     if settings.root_path and not settings.root_path.startswith("/"):
         raise UserError(f"FASTAPI_ROOT_PATH is {env.root_path!r}; it starts with a slash, as in /llm.")
     return settings
+
+
+def read_policy(env: Env) -> MediaPolicy:
+    """Take what is open for media out of the environment: nothing, unless it says so."""
+    folder = None
+    if env.safe_media_path and env.allow_local_files:
+        folder = Path(env.safe_media_path).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"SAFE_MEDIA_PATH is {env.safe_media_path!r}, which is no folder; name one, or unset it.")
+    return MediaPolicy(folder=folder, allows_remote=env.allow_remote_media, max_bytes=env.api_max_body * MIB)
 
 
 def read_origins(text: str) -> tuple[str, ...]:

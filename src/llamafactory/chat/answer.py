@@ -1,8 +1,8 @@
 """One answer that is being written: its tokens, its text, and the chunks that its reader gets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .answer_text import AnswerText
 from .requests import FinishReason, GenerationOptions, RankedToken, StreamChunk, TokenLogprob
@@ -32,6 +32,8 @@ class Job:
     adapter: str | None = None
     is_streamed: bool = True
     """False: every answer comes as one chunk."""
+    inputs: Mapping[str, Any] | None = None
+    """Pixels and features that belong to the prompt; such a job is written alone."""
     is_cancelled: bool = False
     is_read: bool = False
     """The prompt was computed once, so that further answers share its pages."""

@@ -7,6 +7,9 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from ..data.conversation import as_conversation
+from ..data.media.medium import MEDIA_KINDS, MediaKind
+from ..data.media.placing import place_media
 from ..extras.registry import Registry
 from ..hparams.parser import Args, get_infer_args
 from .base_engine import BaseEngine
@@ -108,9 +111,18 @@ class ChatModel:
         thinking: bool | None = None,
         **options: Any,
     ) -> ChatRequest:
-        """Make the request of a conversation; the options are checked here."""
+        """Make the request of a conversation; the options are checked here.
+
+        `images`, `videos` and `audios` are lists of files, their bytes or decoded media. They stand where the texts
+        have <image>, <video> or <audio>; where these have none, in front of the last question.
+        """
+        media: dict[MediaKind, Any] = {kind: options.pop(f"{kind}s", None) or () for kind in MEDIA_KINDS}
+        turns = list(messages)
+        if any(media.values()):
+            conversation = as_conversation(turns, system, tools)
+            turns, system = place_media(conversation.messages, media), conversation.system
         return ChatRequest(
-            messages=list(messages),
+            messages=turns,
             system=system,
             tools=tools,
             options=generation_options(self.engine.generating_args, options),

@@ -1,7 +1,7 @@
 """The default engine: the model runs in this process; answers that are asked for at the same time share its steps."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from .answer import Job
 from .batch import Limits
 from .grammar import GrammarMaker
 from .job_engine import JobEngine
+from .media_prompt import MediaWriter, has_media, read_bounds
 from .page_memory import paged_model
-from .requests import AnyRequest, EngineStats
+from .requests import AnyRequest, ChatRequest, EngineStats
 from .scheduler import Scheduler
 from .scores import score_rows
 from .solo import SoloWriter
@@ -35,13 +36,15 @@ class HuggingfaceEngine(JobEngine):
         finetuning_args: "FinetuningArguments",
         generating_args: "GeneratingArguments",
     ) -> None:
-        self.tokenizer = load_tokenizer(model_args)["tokenizer"]
+        loaded = load_tokenizer(model_args)
+        self.tokenizer = loaded["tokenizer"]
         self.template = get_template_and_fix_tokenizer(self.tokenizer, data_args)
         self.generating_args = generating_args
         self.can_generate = finetuning_args.stage != "rm"
         head: Head = "words" if self.can_generate else "score"
         self.model = load_model(self.tokenizer, model_args, finetuning_args, head=head)
         self.stop_ids = self.template.get_stop_token_ids(self.tokenizer)
+        self.media = MediaWriter(loaded["processor"], self.template, read_bounds(model_args))
         self.grammars = GrammarMaker(self.tokenizer, self.stop_ids)
         self.max_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         env = read_env()
@@ -61,6 +64,12 @@ class HuggingfaceEngine(JobEngine):
             grammar = self.grammars.for_schema(options.json_schema)
             request = replace(request, options=replace(options, grammar=grammar))
         return super().make_job(request, sink, is_streamed)
+
+    def make_prompt(self, request: AnyRequest) -> tuple[list[int], Mapping[str, Any] | None]:
+        """Let the processor write the prompt where there are images, sounds or videos in it."""
+        if isinstance(request, ChatRequest) and has_media(request):
+            return self.media.write(request)
+        return super().make_prompt(request)
 
     def submit(self, job: Job) -> None:
         """Put a job's answers at the end of the queue."""

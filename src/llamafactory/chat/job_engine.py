@@ -2,13 +2,14 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from ..extras.errors import UserError
 from .answer import Event, Job
 from .base_engine import BaseEngine
+from .media_prompt import has_media
 from .requests import AnyRequest, GenerationOptions, Response, StreamChunk, TooLongError
 
 
@@ -74,11 +75,17 @@ class JobEngine(BaseEngine):
         if not self.can_generate:
             raise UserError("This is a reward model: it gives scores, not answers; load it without `stage: rm`.")
         self.check_adapter(request)
-        prompt = self.encode_prompt(request)
+        prompt, inputs = self.make_prompt(request)
         options = request.options
         stop_ids = frozenset() if options.ignore_eos else frozenset((*self.stop_ids, *options.stop_token_ids))
         room = self._room_for_answer(len(prompt), options)
-        return Job(prompt, options, sink, stop_ids, room, request.adapter, is_streamed)
+        return Job(prompt, options, sink, stop_ids, room, request.adapter, is_streamed, inputs)
+
+    def make_prompt(self, request: AnyRequest) -> tuple[list[int], Mapping[str, Any] | None]:
+        """Return the ids that the model reads, and what it reads besides."""
+        if has_media(request):
+            raise UserError("This engine takes text only; images, sound and video need infer_backend: huggingface.")
+        return self.encode_prompt(request), None
 
     def _room_for_answer(self, prompt_length: int, options: GenerationOptions) -> int:
         """How many tokens the answer may have, within what was asked for and what the model can read."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..extras.errors import UserError
 from .answer import Answer, Job
 from .batch import Limits, RunningBatch
 from .pages import pages_for
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .paged_model import PagedModel
 
 Task = Callable[[], None]
+BROKEN_INPUT = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model may raise for pixels or features that it was not made for; such a request fails, others go on."""
 
 
 class Scheduler:
@@ -47,7 +50,7 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Put a request's answers at the end of the queue; all of them or, when it is full, none."""
         answers = [Answer(job, index, self.tokenizer) for index in range(job.options.num_return_sequences)]
-        if self.batch is not None and pages_for(answers[0].length) > self.batch.pool.num_pages:
+        if self.batch is not None and not is_lone(job) and pages_for(answers[0].length) > self.batch.pool.num_pages:
             raise TooLongError(
                 f"Prompt and answer may have {answers[0].length} tokens, which is more than fits into the memory set "
                 "aside for keys and values; ask for a shorter answer."
@@ -136,7 +139,7 @@ class Scheduler:
         """Let the next one in, unless it has to wait."""
         if self._alone is not None:
             return False
-        if self.batch is not None and answer.job.options.arguments.num_beams == 1:
+        if self.batch is not None and not is_lone(answer.job):
             is_in = self.batch.join(answer)
             self._count(num_cached_tokens=answer.num_cached if is_in else 0)
             return is_in
@@ -149,7 +152,12 @@ class Scheduler:
             self._tasks.popleft()()
         if self._alone is not None:
             answer = self._alone
-            self.write_alone(answer)
+            try:
+                self.write_alone(answer)
+            except BROKEN_INPUT as error:
+                if answer.job.inputs is None:
+                    raise
+                answer.job.sink(UserError(f"The model cannot read these media: {error}"))
             self._alone = None
             with self._changed:
                 self._count(num_answer_tokens=answer.text.num_tokens, num_cancelled=int(answer.job.is_cancelled))
@@ -157,3 +165,8 @@ class Scheduler:
             num_tokens = self.batch.step()
             with self._changed:
                 self._count(num_answer_tokens=num_tokens)
+
+
+def is_lone(job: Job) -> bool:
+    """Tell whether a job cannot join a batch: its beams, or its pixels and features, belong to a run of their own."""
+    return job.options.arguments.num_beams > 1 or job.inputs is not None

@@ -1,4 +1,6 @@
-"""Answers by `generate` of transformers, one at a time: beams, and models whose attention cannot read pages."""
+"""Answers by `generate` of transformers, one at a time: beams, prompts with images or sound, and models
+whose attention cannot read pages.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ class SoloWriter:
         output = self.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
+            **{name: self._placed(value) for name, value in (answer.job.inputs or {}).items()},
             generation_config=self._config(answer),
             logits_processor=LogitsProcessorList([writer] if writer else []),
             stopping_criteria=[lambda ids, scores: torch.full((ids.shape[0],), self._is_over(answer))],
@@ -58,6 +61,12 @@ class SoloWriter:
             for token in row:
                 if answer.job.is_cancelled or answer.add(token, None):
                     return
+
+    def _placed(self, value: Any) -> Any:
+        """Bring an input to the model's device and number format."""
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
 
     def _is_over(self, answer: Answer) -> bool:
         return answer.job.is_cancelled or answer.text.is_stopped

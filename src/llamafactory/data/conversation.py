@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .media.medium import Medium
+
 
 class Role(StrEnum):
     """Who speaks. `function` is an assistant turn that calls tools; `observation` is what a tool answered."""
@@ -41,6 +43,13 @@ class Message:
     content: str
     loss: bool | float | None = None
     """True or 1: learned; false or 0: not; another number: learned, and each token's loss is multiplied by it."""
+    parts: tuple[str | Medium, ...] = ()
+    """The same with the images, sounds and videos at their places; empty where there are none."""
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """The images, sounds and videos, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Medium))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ class JinjaTemplate(Template):
     enable_thinking: bool | None = None  # the template's own default
     header: str = ""
     """What stands in front of every answer; empty where that holds no control token."""
+    as_parts: bool = False
+    """Texts are given as lists of parts, the only form in which some multimodal models' templates take them."""
 
     def render(self, encoder: TextEncoder, conversation: Conversation) -> Rendering:
         """Render the conversation and cut the text at the bounds of the answers."""
@@ -69,7 +71,7 @@ class JinjaTemplate(Template):
         num_lead = len(messages)
         messages += [guard.as_dict(message) for message in conversation.messages]
         is_open = conversation.messages[-1].role not in RESPONSE_ROLES
-        chat = Chat(encoder, guard.as_tools(conversation.tools), self._variables, is_open)
+        chat = Chat(encoder, guard.as_tools(conversation.tools), self.variables, is_open, as_parts=self.as_parts)
         chat.check_tools(messages)
 
         text = chat.render(messages, is_open)
@@ -89,25 +91,29 @@ class JinjaTemplate(Template):
     def fix_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> Self:
         """Set what is missing, and learn from a sample which token ends an answer."""
         fill_special_tokens(tokenizer)
-        if self.default_system and isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = DEFAULT_SYSTEM.format(quote(self.default_system)) + tokenizer.chat_template
         encoder = encoder_of(tokenizer, self.allow_special_tokens)
+        fitted = replace(self, as_parts=needs_parts(Chat(encoder, None, self.variables, is_open=True)))
+        if self.default_system and isinstance(tokenizer.chat_template, str):
+            content = quote(self.default_system)
+            content = f"[{{'type': 'text', 'text': {content}}}]" if fitted.as_parts else content
+            tokenizer.chat_template = DEFAULT_SYSTEM.format(content) + tokenizer.chat_template
         try:
-            rendering = self.render(encoder, PROBE)
+            rendering = fitted.render(encoder, PROBE)
         except RowDropped as reason:
             raise UserError(
                 f"The model's own chat template cannot be cut into answers exactly ({reason}); "
                 "name a template instead, for instance `template: chatml`."
             ) from None
         tokens = encoder.special_pattern.findall(text_of(rendering.turns[-1].target))
-        chat = Chat(encoder, None, self._variables, is_open=True)
+        chat = Chat(encoder, None, self.variables, is_open=True, as_parts=fitted.as_parts)
         question = [{"role": "user", "content": PROBE.messages[0].content}]
         header = chat.find_header(question, chat.render(question, is_prompt=True))
         is_sure = encoder.special_pattern.search(header) is not None and not encoder.allows_control
-        return replace(self, stop_words=tuple(tokens[-1:]), header=header if is_sure else "")
+        return replace(fitted, stop_words=tuple(tokens[-1:]), header=header if is_sure else "")
 
     @property
-    def _variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, Any]:
+        """What the template is told besides the conversation."""
         variables: dict[str, Any] = {"preserve_thinking": True} if self.preserve_thinking else {}
         return variables | ({} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking})
 
@@ -124,12 +130,13 @@ class Chat(NamedTuple):
     variables: Mapping[str, Any]
     is_open: bool  # the whole conversation ends with a prompt
     header: str = ""  # what stands in front of each answer, where all have the same
+    as_parts: bool = False
 
     def render(self, messages: Sequence[Mapping[str, Any]], is_prompt: bool) -> str:
         """Render to text; what the template itself refuses is a reason to drop the row."""
         try:
             text = self.encoder.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [with_parts(message) if self.as_parts else dict(message) for message in messages],
                 tools=cast(Any, self.tools),
                 tokenize=False,
                 add_generation_prompt=is_prompt,
@@ -191,6 +198,23 @@ class Chat(NamedTuple):
         """Return the text that `add_generation_prompt` adds to these messages."""
         before = self.render(messages, is_prompt=False)
         return prompt[len(before) :] if prompt.startswith(before) else ""
+
+
+def with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the text of a message as a list of one part."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def needs_parts(chat: Chat) -> bool:
+    """Tell whether a template drops texts unless they are given as parts."""
+
+    def is_written(as_parts: bool) -> bool:
+        try:
+            return MARK in chat._replace(as_parts=as_parts).render([{"role": "user", "content": MARK}], is_prompt=True)
+        except RowDropped:
+            return False
+
+    return not is_written(as_parts=False) and is_written(as_parts=True)
 
 
 class ContentGuard:

@@ -84,6 +84,13 @@ class Env:
         "API_CORS_ORIGINS", "", "Web pages that may use the API, with commas between them; unset: none."
     )
     api_max_body: int = _variable("API_MAX_BODY", 16, "Largest request body of the API in MiB.")
+    safe_media_path: str | None = _variable(
+        "SAFE_MEDIA_PATH", None, "Folder of images, audio and video that requests to the API may name; unset: none."
+    )
+    allow_local_files: bool = _variable("ALLOW_LOCAL_FILES", True, "Off closes the folder of SAFE_MEDIA_PATH too.")
+    allow_remote_media: bool = _variable(
+        "ALLOW_REMOTE_MEDIA", False, "Lets the API fetch images, audio and video from public addresses."
+    )
     root_path: str = _variable("FASTAPI_ROOT_PATH", "", "Path under which a proxy serves the API.")
 
     gradio_server_name: str = _variable(

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -34,6 +35,7 @@ from .model_utils.rope import stretch_positions
 from .model_utils.upcast import upcast_logits, upcast_norms
 from .model_utils.valuehead import add_value_head, settle_score_head, without_fresh_score
 from .patcher import settle_cache_use, settle_generation_config
+from .processor import is_multimodal, load_processor
 from .quantization import Quantizer, choose_quantizer, settle_packing
 from .readout import install_readout
 from .request import Head, LoadRequest
@@ -70,7 +72,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 class TokenizerModule(TypedDict):
-    """What turns text (and later images and sound) into a model's input."""
+    """What turns text, images and sound into a model's input."""
 
     tokenizer: "PreTrainedTokenizerBase"
     processor: "ProcessorMixin | None"
@@ -89,8 +91,9 @@ def load_tokenizer(model_args: "ModelArguments", *, needs_weights: bool = True) 
         )
     for key in ("local_files_only", "is_local"):  # about this call, not about the tokenizer: they must not be saved
         tokenizer.init_kwargs.pop(key, None)
+    processor = load_processor(source, tokenizer, _source_options(source, model_args))
     add_tokens(tokenizer, model_args, read_changes(model_args))
-    return {"tokenizer": tokenizer, "processor": None}
+    return {"tokenizer": tokenizer, "processor": processor}
 
 
 def load_config(model_args: "ModelArguments") -> PreTrainedConfig:
@@ -170,7 +173,7 @@ def load_weights(
 
     With a score as its head, the model is one for sequence classification with one label.
     """
-    kind: Any = AutoModelForCausalLM
+    kind: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
     if head == "score":
         kind, config.num_labels = AutoModelForSequenceClassification, 1
     attention = attention_implementation(model_args.flash_attn)
