@@ -68,6 +68,8 @@ class ExportQuantizerRow(Capability):
 
     bits: tuple[int, ...]
     """Values of export_quantization_bit."""
+    reader: str | None = None
+    """The module that transformers needs to read the result back."""
     is_calibrated: bool = False
     """It measures its error on texts, so export_quantization_dataset must name some."""
 
@@ -79,6 +81,7 @@ EXPORT_QUANTIZERS = by_name(
             title="GPTQ",
             build=f"{OWN}.gptq:quantize_gptq",
             package="gptqmodel",
+            reader="optimum",
             bits=(2, 3, 4, 8),
             is_calibrated=True,
         ),
@@ -87,6 +90,7 @@ EXPORT_QUANTIZERS = by_name(
             title="AWQ",
             build=f"{OWN}.gptq:quantize_awq",
             package="gptqmodel",
+            reader="optimum",
             devices=("cuda",),
             bits=(4,),
             is_calibrated=True,

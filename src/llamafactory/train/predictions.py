@@ -76,9 +76,14 @@ class PredictionStore:
 
 def publish_predictions(folder: Path, records: Sequence[Record]) -> None:
     """Write all records, then delete the partial files."""
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    write_durably(folder / PREDICTIONS, "\n".join(lines) + "\n")
+    write_predictions(folder / PREDICTIONS, records)
     forget_predictions(folder)
+
+
+def write_predictions(path: Path, records: Sequence[Record]) -> None:
+    """Write one record a line."""
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    write_durably(path, "\n".join(lines) + "\n")
 
 
 def forget_predictions(folder: Path) -> None:

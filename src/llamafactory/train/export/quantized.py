@@ -47,6 +47,8 @@ def find_quantizer(model_args: "ModelArguments") -> ExportQuantizerRow | None:
         )
     if row.package is not None:
         require(row.package, row.needs, f"export_quantization_method: {row.name}")
+    if row.reader is not None:
+        require(row.reader, None, f"reading a {row.title} model back")
     return row
 
 

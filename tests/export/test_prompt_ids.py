@@ -1,0 +1,79 @@
+"""Prompt ids of training, chat and the exported tokenizer's own template are the same, with thoughts and tools too."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_making import model_args
+from transformers import AutoTokenizer
+
+from llamafactory.chat import ChatModel
+from llamafactory.chat.requests import ChatRequest
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.hparams import DataArguments
+from llamafactory.model import load_tokenizer
+from llamafactory.train.export import export_model
+
+
+TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {"c": {}}}}]
+CALLS = [{"name": "look", "arguments": {"c": "caf\u00e9"}}, {"name": "look", "arguments": {"c": 2}}]
+SYSTEM = "Be kind."
+TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "Who are you?"},
+    {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nNova."},
+    {"role": "user", "content": "And  who\nam I?"},
+]
+CASES = [
+    ("chatml", None, False),
+    ("qwen3", True, True),
+    ("qwen3", False, True),
+    ("llama3", None, True),
+    ("mistral", None, True),
+    ("deepseekr1", True, False),
+]
+
+
+def rows(role: str) -> list[dict[str, Any]]:
+    """A dialogue with two calls at once and their results: as data sets have it, or as clients send it."""
+    call: dict[str, Any] = {"role": "function", "content": json.dumps(CALLS, ensure_ascii=False)}
+    if role != "function":
+        calls = [{"type": "function", "function": function} for function in CALLS]
+        call = {"role": "assistant", "content": "", "tool_calls": calls}
+    results = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
+    return [*TALK, call, *results]
+
+
+@pytest.mark.parametrize(("name", "enable_thinking", "has_tools"), CASES)
+def test_training_chat_and_the_exported_template_write_the_same_prompt(
+    name: str, enable_thinking: bool | None, has_tools: bool, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    common = (
+        {"template": name, "enable_thinking": enable_thinking} if enable_thinking is not None else {"template": name}
+    )
+    keys = {"model_name_or_path": str(tiny_llama_dir), "resize_vocab": True, **common}
+    export_model({**keys, "export_dir": str(tmp_path / "out")})
+    tools = json.dumps(TOOLS) if has_tools else None
+    messages = rows("function") if has_tools else TALK
+
+    arguments = model_args(tiny_llama_dir)
+    tokenizer = load_tokenizer(arguments)["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(**common))
+    answered = [*messages, {"role": "assistant", "content": "You."}]
+    pairs = template.encode_multiturn(tokenizer, answered, SYSTEM, tools)
+    trained = [index for pair in pairs[:-1] for ids in pair for index in ids] + pairs[-1][0]
+    chat: Any = ChatModel(keys)
+    request = ChatRequest(messages=messages, system=SYSTEM, tools=tools, options=None)  # type: ignore[arg-type]
+    asked = chat.engine.encode_prompt(request)
+    exported: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    sent = [{"role": "system", "content": SYSTEM}, *(rows("assistant") if has_tools else TALK)]
+    found = exported.apply_chat_template(
+        sent, tools=TOOLS if has_tools else None, add_generation_prompt=True, return_dict=False
+    )
+
+    assert tokenizer.decode(found) == tokenizer.decode(asked)
+    assert found == asked
+    assert trained == asked
+    thinking = {key: value for key, value in common.items() if key == "enable_thinking"}
+    again: Any = ChatModel({"model_name_or_path": str(tmp_path / "out"), **thinking})  # by its own template
+    assert again.engine.encode_prompt(request) == asked
