@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "api": "llamafactory.api.server:run_api",
     "export": "llamafactory.train.tuner:export_model",
     "webui": "llamafactory.webui.interface:run_webui",
+    "webchat": "llamafactory.webui.interface:run_webchat",
     "data": "llamafactory.data.inspection.command:run_data",
     "plan": "llamafactory.train.planning.command:run_plan_command",
     "bench": "llamafactory.bench.command:run_bench",
@@ -42,6 +43,7 @@ usage: llamafactory-cli COMMAND [run.yaml] [key=value ...] [--key value ...]
   api        serve a model over HTTP, as OpenAI's clients expect it
   export     merge an adapter into its model and save it
   webui      do all of this in a browser
+  webchat    talk with a model in a browser
   data       check, preview or count the data of a run
   plan       tell what a run will need: memory by part, time, whether it fits, and what to change
   bench      measure training, preprocessing and answering on this machine
@@ -93,7 +95,7 @@ def show_help(args: Sequence[str] = ()) -> None:
     """Print the usage, or the help of the command that is named."""
     if args and args[0] in CONFIGURED:
         _answer_about(args[0], ["--help", *args[1:]])
-    elif args and args[0] in ("data", "plan", "bench", "webui"):
+    elif args and args[0] in ("data", "plan", "bench", "webui", "webchat"):
         load_attribute(COMMANDS[args[0]])(["--help"])
     else:
         sys.stdout.write(USAGE)

@@ -112,6 +112,11 @@ class Env:
     llamaboard_workdir: str = _variable(
         "LLAMABOARD_WORKDIR", "", "Set by the board: folder of the run, which receives running_log.txt."
     )
+    demo_model: str | None = _variable(
+        "DEMO_MODEL", None, "Model that the board loads when it is only a demonstration."
+    )
+    demo_template: str | None = _variable("DEMO_TEMPLATE", None, "Chat template of DEMO_MODEL; unset: its own.")
+    demo_backend: str = _variable("DEMO_BACKEND", "huggingface", "Engine that answers for DEMO_MODEL.")
     board_roots: str = _variable(
         "LLAMABOARD_ROOTS", "", "Folders beside the current one that the board may read, written like PATH."
     )

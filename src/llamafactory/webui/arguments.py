@@ -42,14 +42,8 @@ class Loaded(NamedTuple):
 
 def run_config(fields: Mapping[str, Field], values: Values, places: Places) -> dict[str, Any]:
     """Return the keys of the run that the form describes, in the order of a hand-written file."""
-    config = read_form(fields, values)
+    config = place_checkpoints(read_form(fields, values), values, places)
     method = str(values.get("top.finetuning_type", "lora"))
-    checkpoints = config.pop("adapter_name_or_path", None) or ()
-    resolved = tuple(_checkpoint(places, values, method, name) for name in checkpoints)
-    if method in WHOLE and resolved:
-        config["model_name_or_path"] = resolved[0]
-    elif resolved:
-        config["adapter_name_or_path"] = resolved
     config |= {key: value for key, value in FIXED.items() if key not in config}
     config |= _derived(config, values)
     config |= read_extra(str(values.get(EXTRA) or ""))
@@ -58,6 +52,19 @@ def run_config(fields: Mapping[str, Field], values: Values, places: Places) -> d
         folder = places.run_dir(str(values.get(MODEL_NAME) or CUSTOM), method, name)
         config["output_dir"] = places.shown(folder)
     return config
+
+
+def place_checkpoints(config: Mapping[str, Any], values: Values, places: Places) -> dict[str, Any]:
+    """Put chosen checkpoints where they belong: they are adapters or, after whole models were tuned, the model."""
+    placed = dict(config)
+    method = str(values.get("top.finetuning_type", "lora"))
+    checkpoints = placed.pop("adapter_name_or_path", None) or ()
+    resolved = tuple(_checkpoint(places, values, method, name) for name in checkpoints)
+    if method in WHOLE and resolved:
+        placed["model_name_or_path"] = resolved[0]
+    elif resolved:
+        placed["adapter_name_or_path"] = resolved
+    return placed
 
 
 def read_extra(text: str) -> dict[str, Any]:

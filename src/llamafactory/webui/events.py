@@ -19,6 +19,13 @@ def on(event: Any, handler: Handler | None, inputs: Any = None, outputs: Any = N
     return event(wrapped, inputs, outputs, **options)
 
 
+def this_page() -> Any:
+    """Return the page that is being built, for what happens when somebody opens it."""
+    from gradio.context import Context
+
+    return Context.root_block
+
+
 def say_errors(handler: Handler) -> Handler:
     """Turn a mistake of the visitor into gradio's message box, escaped and without secrets."""
 

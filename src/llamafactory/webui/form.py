@@ -87,6 +87,13 @@ def make_groups(
     return containers
 
 
+def folds(containers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those containers that have a label, which changes with the language."""
+    import gradio as gr
+
+    return {name: box for name, box in containers.items() if isinstance(box, gr.Accordion)}
+
+
 def _accordion(tab: str, name: str) -> Any:
     import gradio as gr
 

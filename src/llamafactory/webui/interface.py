@@ -9,14 +9,18 @@ from ..extras.errors import UserError
 from ..extras.logging import get_logger
 from ..extras.packages import require
 from ..extras.registry import load_attribute
+from ..hparams.parser import load_run_config, read_args
 from .engine import Engine
-from .settings import Settings, read_settings
+from .settings import Settings, read_chat_settings, read_settings
 from .theme import launch_look
-from .wording import DEFAULT_LANGUAGE, words_of
+from .wording import DEFAULT_LANGUAGE, LANGUAGES, words_of
 
 
 if TYPE_CHECKING:
     from gradio import Blocks
+    from gradio.components import Component
+
+    from ..hparams.parser import Args
 
 logger = get_logger(__name__)
 PRIVACY = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -35,7 +39,10 @@ class TabRow(NamedTuple):
 COMPONENTS = "llamafactory.webui.components"
 TABS: Sequence[TabRow] = (
     TabRow("train", f"{COMPONENTS}.train:create_train_tab"),
+    TabRow("eval", f"{COMPONENTS}.eval:create_eval_tab"),
     TabRow("infer", f"{COMPONENTS}.infer:create_infer_tab"),
+    TabRow("export", f"{COMPONENTS}.export:create_export_tab", in_demo=False),
+    TabRow("runs", f"{COMPONENTS}.runs:create_runs_tab", in_demo=False),
 )
 
 
@@ -69,16 +76,45 @@ def build_page(engine: Engine) -> "Blocks":
     return demo
 
 
+def create_web_demo(args: "Args" = None) -> "Blocks":
+    """Build the page of `webchat`: a language and a chat with the model that the arguments name."""
+    _require_gradio("webchat")
+    import gradio as gr
+
+    from .chat.desk import ChatDesk
+    from .components.chatbot import create_chat_box
+    from .loading import connect
+
+    engine = Engine(pure_chat=True)
+    engine.chatter = ChatDesk()
+    engine.chatter.slot.load(read_args(args))
+    with gr.Blocks(title=_title(), analytics_enabled=False, fill_width=True) as demo:
+        engine.manager.add_elems("head", _make_head())
+        engine.manager.add_elems("top", {"lang": _make_language(engine)})
+        _, _, elements = create_chat_box(engine, visible=True)
+        engine.manager.add_elems("infer", elements)
+        connect(engine, demo)
+    return demo
+
+
 def run_webui(args: Sequence[str] = ()) -> None:
     """Serve the board until it is stopped."""
-    _serve(args, "webui")
-
-
-def _serve(args: Sequence[str], command: str) -> None:
-    settings = read_settings(args, read_env(), command)
+    settings = read_settings(args, read_env(), "webui")
     set_defaults(PRIVACY)
-    _require_gradio(command)
-    demo = create_ui()
+    _require_gradio("webui")
+    _serve(create_ui(), settings)
+
+
+def run_webchat(args: Sequence[str] = ()) -> None:
+    """Serve a chat with one model until it is stopped."""
+    settings, rest = read_chat_settings(args, read_env())
+    load_run_config(rest, "chat", announce=False)  # what is wrong is said before anything heavy is imported
+    set_defaults(PRIVACY)
+    _require_gradio("webchat")
+    _serve(create_web_demo(rest), settings)
+
+
+def _serve(demo: "Blocks", settings: Settings) -> None:
     demo.queue(default_concurrency_limit=8)
     try:
         _launch(demo, settings)
@@ -118,3 +154,11 @@ def _make_head() -> dict:
 
     words = {name: words_of(f"head.{name}", DEFAULT_LANGUAGE)["value"] for name in ("title", "subtitle")}
     return {name: gr.HTML(text, elem_id=f"head-{name}") for name, text in words.items()}
+
+
+def _make_language(engine: Engine) -> "Component":
+    import gradio as gr
+
+    choices = [(name, code) for code, name in LANGUAGES.items()]
+    words = engine.words("top.lang", DEFAULT_LANGUAGE)
+    return gr.Dropdown(choices, value=DEFAULT_LANGUAGE, elem_id="top-lang", **words)

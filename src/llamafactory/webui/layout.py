@@ -12,6 +12,9 @@ range           least, most and step of a slider
 default         what a fresh page shows, where that is not the declared default
 always          the key is written even where it has its declared default
 zero_is_unset   the slider's 0 stands for null
+
+A group with an `owner` shows, below its rows, every key of that argument class that stands nowhere else, so that a new
+key appears on the page by itself; `without` leaves keys out.
 """
 
 import functools
@@ -117,7 +120,21 @@ def find_field(element_id: str) -> Field | None:
 
 @functools.cache
 def _read(tab: str) -> dict[str, Any]:
-    return tomllib.loads((FOLDER / f"{tab}.toml").read_text(encoding="utf-8"))
+    layout = tomllib.loads((FOLDER / f"{tab}.toml").read_text(encoding="utf-8"))
+    for group in layout["groups"]:
+        if "owner" in group:
+            _add_owned(layout["fields"], group)
+    return layout
+
+
+def _add_owned(fields: dict[str, Any], group: dict[str, Any]) -> None:
+    """Complete a group with all keys of an argument class that stand nowhere yet."""
+    taken = {row.get("key", name) for name, row in fields.items()}
+    owner, without = group.pop("owner"), group.pop("without", ())
+    left = [key for key, param in list_params("train").items() if param.owner.__name__ == owner]
+    left = [key for key in left if key not in taken and key not in without]
+    fields.update({key: {} for key in left})
+    group["rows"] = [*group.get("rows", []), *(left[place : place + 3] for place in range(0, len(left), 3))]
 
 
 def _field(tab: str, name: str, row: Mapping[str, Any], command: str) -> Field:

@@ -27,7 +27,16 @@ class Settings:
 
 def read_settings(args: Sequence[str], env: Env, command: str) -> Settings:
     """Merge flags and environment; an address that others can reach is refused without a password."""
-    flags = _parser(command).parse_args(list(args))
+    return _settle(_parser(command).parse_args(list(args)), env)
+
+
+def read_chat_settings(args: Sequence[str], env: Env) -> tuple[Settings, list[str]]:
+    """Do the same for `webchat`; return, too, the words that are left, which say which model is loaded."""
+    flags, rest = _parser("webchat", "[run.yaml] [key=value ...]").parse_known_args(list(args))
+    return _settle(flags, env), rest
+
+
+def _settle(flags: argparse.Namespace, env: Env) -> Settings:
     host = flags.host or env.gradio_server_name
     port = flags.port if flags.port is not None else env.gradio_server_port
     auth = _read_auth(flags.auth or env.gradio_auth)
@@ -63,9 +72,13 @@ def _read_auth(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def _parser(command: str, words: str = "") -> argparse.ArgumentParser:
+    served = f"a chat with a model ({words})" if words else "the board"
     parser = argparse.ArgumentParser(
-        prog=f"llamafactory-cli {command}", description="Serve the board to a browser on this machine."
+        prog=f"llamafactory-cli {command}",
+        usage=f"llamafactory-cli {command} {words} [options]" if words else None,
+        description=f"Serve {served} to a browser on this machine.",
+        allow_abbrev=False,
     )
     parser.add_argument("--host", help="address to listen on (GRADIO_SERVER_NAME); default 127.0.0.1")
     parser.add_argument("--port", type=int, help="port (GRADIO_SERVER_PORT); default: the first free one from 7860")

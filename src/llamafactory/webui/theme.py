@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-STYLE = Path(__file__).with_name("assets") / "board.css"
+STYLES = [Path(__file__).with_name("assets") / name for name in ("board.css", "tabs.css")]
 
 
 def launch_look() -> dict[str, Any]:
@@ -19,4 +19,4 @@ def launch_look() -> dict[str, Any]:
         spacing_size=gr.themes.sizes.spacing_md,
         text_size=gr.themes.sizes.text_md,
     )
-    return {"theme": theme, "css_paths": [STYLE], "footer_links": []}
+    return {"theme": theme, "css_paths": STYLES, "footer_links": []}

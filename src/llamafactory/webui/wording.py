@@ -17,6 +17,8 @@ FOLDER = Path(__file__).with_name("locales")
 LANGUAGES: Mapping[str, str] = tomllib.loads((FOLDER / "languages.toml").read_text(encoding="utf-8"))
 """Code -> the language's name in itself."""
 DEFAULT_LANGUAGE = "en"
+SHARED = "data"
+"""Words of the data panel, which stands in several tabs."""
 Words = Mapping[str, Mapping[str, Any]]
 
 
@@ -30,7 +32,7 @@ def load_words(tab: str) -> Words:
 def words_of(element: str, language: str) -> dict[str, Any]:
     """Return label, info, placeholder, value and choices of an element (`train.dataset`) in one language."""
     tab, _, name = element.partition(".")
-    entry = load_words(tab).get(name, {})
+    entry = load_words(tab).get(name) or load_words(SHARED).get(name, {})
     found: dict[str, Any] = {}
     for attribute, value in entry.items():
         if attribute == "choices":
@@ -38,6 +40,13 @@ def words_of(element: str, language: str) -> dict[str, Any]:
         else:
             found[attribute] = _pick(value, language)
     return found
+
+
+def page_words(tab: str, language: str) -> dict[str, str]:
+    """Return the words of a tab that belong to no element, by name."""
+    language = language if language in LANGUAGES else DEFAULT_LANGUAGE
+    values = {name: words_of(f"{tab}.{name}", language).get("value") for name in load_words(tab)}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def say(message: str, language: str, **parts: object) -> str:

@@ -1,7 +1,6 @@
 """Where browsers come to talk: checks what their controls say, asks the loaded model, and keeps nothing of theirs."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, TypeAlias
@@ -81,17 +80,6 @@ def read_settings(controls: Mapping[str, Any]) -> Settings:
         thinking=None if thinking is None else bool(thinking),
         options=options if seed is None else {**options, "seed": seed},
     )
-
-
-def read_extra(text: str) -> dict[str, Any]:
-    """Read the field of further arguments."""
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"The further arguments are no JSON object: {text[:80]!r}.")
-    return value
 
 
 def _checked(name: str, raw: Any) -> Any:

@@ -7,7 +7,7 @@ import gradio as gr
 
 from ...data.conversation import Role
 from ...extras.errors import UserError
-from ..wording import DEFAULT_LANGUAGE, LANGUAGES, load_words, words_of
+from ..wording import page_words
 from .answering import check_tools
 from .desk import ChatDesk, Dialogues, read_settings
 from .dialogue import Dialogue, Media
@@ -21,13 +21,6 @@ CONTROLS += ("skip_special_tokens", "escape_html", "role", "query", "image", "vi
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STREAM: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 """The engine decides how many answers are written at once."""
-
-
-def chat_labels(language: str) -> dict[str, str]:
-    """Return the words that stand inside the chat, by name."""
-    language = language if language in LANGUAGES else DEFAULT_LANGUAGE
-    values = {name: words_of(f"infer.{name}", language).get("value") for name in load_words("infer")}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 class ChatHandlers:
@@ -144,7 +137,7 @@ class ChatHandlers:
 
     def show_again(self, dialogues: Dialogues, escape: bool, lang: str) -> Updates:
         """Draw the chat again after a change of how it looks."""
-        labels = chat_labels(lang)
+        labels = page_words("infer", lang)
         return self._chats(dialogues or (), labels, bool(escape), is_writing=False)
 
     async def _answer(
@@ -197,7 +190,7 @@ class ChatHandlers:
         return {**given, "lang": values.get(self.lang)}
 
     def _labels(self, given: Mapping[str, Any]) -> dict[str, str]:
-        return chat_labels(str(given["lang"]))
+        return page_words("infer", str(given["lang"]))
 
 
 def _session(request: gr.Request) -> str:

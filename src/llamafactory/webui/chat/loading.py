@@ -5,18 +5,21 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from ...extras.env import read_env
 from ...extras.errors import UserError
-from ...hparams.methods import tuning_methods
-from ..exchange import read_form
+from ..events import this_page
 from ..jobs.checking import JobError, find_problems
-from ..layout import fields_of
-from .desk import ChatDesk, read_extra
-from .handlers import QUIET, Updates, chat_labels
+from ..tab_form import TabForm
+from ..wording import page_words
+from .desk import ChatDesk
+from .handlers import QUIET, Updates
 
 
 LOAD_ERRORS = (UserError, OSError, ValueError, RuntimeError, ImportError)
 """What libraries raise when a model is not there, does not fit into memory, or is broken."""
-FORM = ("top", "infer")
+
+
+CHECKPOINT = "top.checkpoint_path"
 
 
 class Wanted(NamedTuple):
@@ -34,28 +37,25 @@ class LoadHandlers:
         self.engine = engine
         self.elements = elements
         self.desk: ChatDesk = engine.chatter
-        self.fields = fields_of(FORM)
+        self.form = TabForm(engine, "infer", elements, "chat")
         self.lang = engine.manager.get_elem_by_id("top.lang")
 
     def connect(self) -> None:
         """Tie the handlers to their events."""
         made = self.elements
-        top = {f"top.{name}": item for name, item in self.engine.manager.get_tab("top").items()}
-        own = {f"infer.{name}": item for name, item in made.items()}
-        self.sources = {
-            element_id: element for element_id, element in (top | own).items() if element_id in self.fields
-        }
-        inputs = {*self.sources.values(), made["extra_args"], made["compare"], self.lang}
+        inputs = {*self.form.inputs, made["compare"], self.lang}
         outputs = [made[name] for name in ("info_box", "chat_box", "chatbot_base", "messages", "chatbot")]
         made["load_btn"].click(self.load, inputs=inputs, outputs=outputs, **QUIET)
+        this_page().load(self.state, inputs=[self.lang], outputs=outputs, **QUIET)
+        self.lang.change(self.state, inputs=[self.lang], outputs=outputs, **QUIET)
         made["unload_btn"].click(self.unload, inputs=[self.lang], outputs=outputs, **QUIET)
 
     async def load(self, values: dict[Any, Any]) -> AsyncGenerator[Updates, None]:
         """Load what the form says."""
-        labels = chat_labels(str(values.get(self.lang)))
+        labels = page_words("infer", str(values.get(self.lang)))
         try:
             wanted = self._read(values)
-            name = plain_name(wanted.arguments)
+            name = shown_name(wanted.arguments)
             yield {self.elements["info_box"]: labels["loading"].format(name=name)}
             await self.desk.load(wanted.arguments, wanted.base)
         except LOAD_ERRORS as error:
@@ -65,7 +65,7 @@ class LoadHandlers:
 
     async def unload(self, lang: str) -> AsyncGenerator[Updates, None]:
         """Unload the model."""
-        labels = chat_labels(lang)
+        labels = page_words("infer", lang)
         yield {self.elements["info_box"]: labels["unloading"]}
         was_loaded = await self.desk.unload()
         yield {
@@ -75,21 +75,19 @@ class LoadHandlers:
 
     def state(self, lang: str) -> Updates:
         """Show whether a model is loaded, whoever loaded it."""
-        labels = chat_labels(lang)
+        labels = page_words("infer", lang)
         slot = self.desk.slot
         words = "no_model" if not slot.is_loaded else "loaded_two" if len(slot.voices) > 1 else "loaded"
         return {
-            self.elements["info_box"]: labels[words].format(name=plain_name(slot.arguments)),
+            self.elements["info_box"]: labels[words].format(name=shown_name(slot.arguments)),
             self.elements["chat_box"]: gr.update(visible=slot.is_loaded),
             self.elements["chatbot_base"]: gr.update(visible=len(slot.voices) > 1),
         }
 
     def _read(self, values: Mapping[Any, Any]) -> Wanted:
         """Return what the form says, or everything that is wrong with it."""
-        form = {element_id: values.get(element) for element_id, element in self.sources.items()}
-        config = read_form(self.fields, form, "chat") | read_extra(str(values.get(self.elements["extra_args"]) or ""))
-        chosen = tuned_model(config)
-        wanted = Wanted(chosen, base_model(config) if values.get(self.elements["compare"]) else None)
+        base = self.form.config(values, without=CHECKPOINT) if values.get(self.elements["compare"]) else None
+        wanted = Wanted(self.form.config(values), base)
         problems = [
             problem
             for one in (wanted.arguments, wanted.base)
@@ -101,23 +99,16 @@ class LoadHandlers:
         return wanted
 
 
-def tuned_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the chosen model: a checkpoint is an adapter, or after full tuning the model itself."""
-    adapters = config.get("adapter_name_or_path")
-    method = tuning_methods().get(str(config.get("finetuning_type", "lora")))
-    if not adapters or method is None or method.is_adapter:
-        return dict(config)
-    words = [adapters] if isinstance(adapters, str) else list(adapters)
-    rest = {key: value for key, value in config.items() if key != "adapter_name_or_path"}
-    return {**rest, "model_name_or_path": words[0]}
+def load_demo(desk: ChatDesk) -> None:
+    """Load the model of a demonstration, which its visitors cannot change."""
+    env = read_env()
+    if env.demo_model:
+        desk.slot.load(
+            {"model_name_or_path": env.demo_model, "template": env.demo_template, "infer_backend": env.demo_backend}
+        )
 
 
-def base_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the untouched model."""
-    return {key: value for key, value in config.items() if key != "adapter_name_or_path"}
-
-
-def plain_name(arguments: Mapping[str, Any]) -> str:
+def shown_name(arguments: Mapping[str, Any]) -> str:
     """Say in one line what is loaded."""
     model = str(arguments.get("model_name_or_path", ""))
     adapters = arguments.get("adapter_name_or_path") or ()

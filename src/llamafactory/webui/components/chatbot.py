@@ -78,4 +78,4 @@ def _make_input(made: dict[str, Any]) -> None:
 def _make_controls(made: dict[str, Any]) -> None:
     made["seed"] = gr.Number(-1, precision=0, render=False, elem_id="infer-seed", **_words("seed"))
     made["escape_html"] = gr.Checkbox(True, render=False, elem_id="infer-escape_html", **_words("escape_html"))
-    made.update({f"{name}_tab": box for name, box in make_groups("infer", made, ["settings"]).items()})
+    make_groups("infer", made, ["settings"])

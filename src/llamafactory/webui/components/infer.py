@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..chat.desk import ChatDesk
-from ..chat.loading import LoadHandlers
+from ..chat.loading import LoadHandlers, load_demo
 from ..engine import Engine
 from ..form import make_groups
 from ..wording import DEFAULT_LANGUAGE, words_of
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def create_infer_tab(engine: Engine) -> "dict[str, Component]":
     """Make the elements of the Chat tab."""
     engine.chatter = engine.chatter or ChatDesk()
+    if engine.demo_mode:
+        load_demo(engine.chatter)
     made: dict[str, Any] = {
         name: words_of(f"infer.{name}", DEFAULT_LANGUAGE)
         for name in ("extra_args", "compare", "load_btn", "unload_btn", "info_box")
     }
     made["extra_args"] = gr.Textbox("{}", lines=1, render=False, elem_id="infer-extra_args", **made["extra_args"])
     with gr.Group(visible=not engine.demo_mode):
-        engine_box = make_groups("infer", made, ["engine"])
+        make_groups("infer", made, ["engine"])
         made["compare"] = gr.Checkbox(False, elem_id="infer-compare", **made["compare"])
     with gr.Row(visible=not engine.demo_mode):
         made["load_btn"] = gr.Button(variant="primary", elem_id="infer-load_btn", **made["load_btn"])
@@ -40,4 +42,4 @@ def create_infer_tab(engine: Engine) -> "dict[str, Component]":
     _, messages, elements = create_chat_box(engine, visible=False)
     made |= elements
     LoadHandlers(engine, {**made, "messages": messages}).connect()
-    return {name: element for name, element in made.items() if name not in ("chat_box",)} | engine_box
+    return {name: element for name, element in made.items() if name != "chat_box"}

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..engine import Engine
-from ..form import make_groups
+from ..form import folds, make_groups
 from ..jobs import list_devices
 from ..offers import dataset_names, saved_arguments
 from ..train_actions import other_keys
 from ..wording import DEFAULT_LANGUAGE
+from .data import connect_data_panel, create_data_panel
 from .run_panel import create_run_panel
 from .train_buttons import connect_buttons
 from .train_form import connect_form
@@ -29,12 +30,14 @@ def create_train_tab(engine: Engine) -> "dict[str, Block]":
     offered = {"dataset": dataset_names(engine.places, "data", "sft"), "eval_dataset": []}
     made: dict[str, Any] = {"extra_args": extra, "more_key": look_up}
     boxes = make_groups("train", made, choices=offered)
-    made |= {name: box for name, box in boxes.items() if isinstance(box, gr.Accordion)}
+    made |= folds(boxes)
+    made |= create_data_panel(engine)
     made |= _make_buttons(engine, words)
     made |= create_run_panel(engine)
     engine.manager.add_elems("train", made)
     connect_form(engine)
     connect_buttons(engine)
+    connect_data_panel(engine, "train", made)
     return made
 
 
