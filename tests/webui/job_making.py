@@ -16,7 +16,7 @@ from llamafactory.webui.jobs.queue import job_folders
 from llamafactory.webui.places import Places
 
 
-WAIT_SECONDS = 180.0
+WAIT_SECONDS = 300.0
 
 
 def make_places(work: Path, model: Path | None = None, data: Path | None = None) -> Places:

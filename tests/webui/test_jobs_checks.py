@@ -108,10 +108,17 @@ def test_a_secret_reaches_the_command_and_no_file(acts: Acts) -> None:
     assert jobs.clone_run(acts.places.saves, run.run_id).form == {"train.lora_rank": 8}
 
 
-def test_a_secret_that_would_be_written_down_is_refused(places: Places) -> None:
+def test_a_secret_that_would_be_written_down_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     assert keys_of(run_values("a", hf_hub_token=SECRET), places, queued=True) == {"hf_hub_token"}
     assert keys_of(run_values("a", run_name=f"with {SECRET}"), places) == {"run_name"}
     assert keys_of(run_values("a", accelerator_config={"api_key": "x"}), places) >= {"accelerator_config"}
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    assert keys_of(run_values("a", other_token="x"), places) == {"other_token"}
+
+
+def test_a_number_of_tokens_is_no_token(places: Places) -> None:
+    values = run_values("a", vllm_config={"max_num_batched_tokens": 8192}, max_new_tokens=8)
+    assert jobs.find_problems(values, "train", places) == []
 
 
 def test_only_commands_that_are_jobs_are_started(places: Places) -> None:

@@ -16,7 +16,7 @@ from ...extras.logging import redact
 from ...hparams import TrainingArguments
 from ...hparams.config import SECRET_NAMES, RunConfig
 from ...hparams.parser import ConfigError, load_run_config
-from ...hparams.schema import secret_names
+from ...hparams.schema import list_params, secret_names
 from ...train.run_plan import RESULTS, plan_run
 from ..places import Places, confine
 
@@ -65,6 +65,8 @@ def _written_secrets(values: Mapping[str, Any], command: str) -> Iterator[Proble
     for key, value in values.items():
         if key in secret_names(command):
             continue
+        if key not in list_params(command) and SECRET_NAMES.search(key):
+            yield Problem((key,), f"{key} is no key of `{command}`, and sounds like something secret; remove it")
         if redact(str(value)) != str(value):
             yield Problem((key,), f"{key} holds what looks like an access token; put it into a field made for tokens")
         for name in _inner_names(value):
@@ -76,7 +78,7 @@ def _written_secrets(values: Mapping[str, Any], command: str) -> Iterator[Proble
 def _inner_names(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if item not in (None, ""):
+            if isinstance(item, str) and item:  # a number of tokens is no token
                 yield str(key)
             yield from _inner_names(item)
     elif isinstance(value, list | tuple):
