@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -136,3 +138,34 @@ def test_the_secret_of_one_job_is_not_handed_on_to_the_next(acts: Acts) -> None:
     jobs.start(plugin_values("first", "first", hf_hub_token=secret), places=acts.places)
     check = "import os; sys.exit(4 if any('abcdefghijklmnop1234' in text for text in os.environ.values()) else 0)"
     assert wait_over(note(acts, "second", check)).state == "finished"
+
+
+QUEUER = """
+import os, signal, sys
+from pathlib import Path
+from llamafactory.webui import jobs
+from llamafactory.webui.places import Places
+sys.path.insert(0, sys.argv[1])
+from job_making import plugin_values
+for name in ("first", "second", "third"):
+    jobs.start(plugin_values(name, name), jobs.Options(queued=True), places=Places(work=Path(sys.argv[2])))
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_the_queue_outlives_its_server_and_nobody_needs_to_look(acts: Acts) -> None:
+    for name, then in (
+        ("first", "sys.exit(0)"),
+        ("second", "import os; os.kill(os.getpid(), 9)"),
+        ("third", "sys.exit(0)"),
+    ):
+        acts.write(name, NOTE.format(name=name, then=then))
+    words = [sys.executable, "-c", QUEUER, str(Path(__file__).parent), str(acts.places.work)]
+    assert subprocess.run(words, start_new_session=True, check=False).returncode == -signal.SIGKILL
+
+    wait_gone(lambda: order(acts) == ["first", "second", "third"], seconds=120)
+    wait_gone(lambda: not dispatchers(acts.places.saves), seconds=60)
+    states = {row.run_id: row.state for row in jobs.list_runs(acts.places.saves)}
+    assert states["tiny/lora/second"] == "failed"
+    assert wait_over(acts.places.saves / "tiny/lora/third").state == "finished"
