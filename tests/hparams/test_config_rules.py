@@ -160,6 +160,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"use_unsloth": True, "rope_scaling": "yarn"}, "use_unsloth: true cannot go with rope_scaling: yarn"),
     ({"use_unsloth": True, "lora_init": "eva"}, "use_unsloth: true cannot go with lora_init: eva"),
     ({"use_unsloth": True, "packing": True}, "with Unsloth every row is one text"),
+    ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs the lowest rate"),
     ({"mixture_of_depths": "convert"}, "mixture_of_depths: convert cannot go with finetuning_type: lora"),
     ({"mixture_of_depths": "load", "stage": "dpo"}, "its stages are pt and sft"),
     ({"mixture_of_depths": "load", "finetuning_type": "oft"}, "mixture of depths trains with full or lora"),

@@ -94,7 +94,7 @@ def test_n43_training_stretches_as_far_as_its_longest_text(tiny_llama_dir: Path)
     assert load_run_config(config, "train").get(ModelArguments).rope_length == 1300
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn"])
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
 def test_n43_an_adapter_is_loaded_and_exported_with_the_positions_it_was_trained_with(
     kind: str, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,10 @@ FORMULAS: dict[str, tuple[dict[str, Any], int]] = {
         5 * 32 + 33 * 24 + 25 * 24 + 25 * 32,
     ),
     "prefix_tuning": ({"num_virtual_tokens": 5}, 5 * 2 * LAYERS * 16),
+    "prefix_projection": (
+        {"num_virtual_tokens": 5, "prefix_projection": True, "prompt_encoder_size": 24},
+        5 * 16 + 17 * 24 + 25 * 2 * LAYERS * 16,
+    ),
 }
 
 
@@ -83,7 +87,8 @@ FORMULAS: dict[str, tuple[dict[str, Any], int]] = {
 def test_a_method_trains_as_many_numbers_as_its_formula_says(name: str, tiny_llama: Any) -> None:
     values, expected = FORMULAS[name]
 
-    model = adapted(tiny_llama(), finetuning_type="lora" if name == "dora" else name, **values)
+    method = {"dora": "lora", "prefix_projection": "prefix_tuning"}.get(name, name)
+    model = adapted(tiny_llama(), finetuning_type=method, **values)
 
     assert num_trained(model) == expected
 

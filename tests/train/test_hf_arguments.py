@@ -80,10 +80,21 @@ def schedule(kind: str, step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return step / warmup
     share = (step - warmup) / (total - warmup)
-    return {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "constant_with_warmup": 1.0}[kind]
+    plateau = (total - warmup) // 3  # of warmup_stable_decay, unless told
+    late = max(step - warmup - plateau, 0) / (total - warmup - plateau)
+    return {
+        "linear": 1 - share,
+        "cosine": 0.5 * (1 + math.cos(math.pi * share)),
+        "constant_with_warmup": 1.0,
+        "polynomial": 1e-7 / 0.01 + (1 - 1e-7 / 0.01) * (1 - share),
+        "inverse_sqrt": (warmup / step) ** 0.5 if step else 0.0,
+        "warmup_stable_decay": 0.5 * (1 + math.cos(math.pi * late)),
+    }[kind]
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(
+    "kind", ["linear", "cosine", "constant_with_warmup", "polynomial", "inverse_sqrt", "warmup_stable_decay"]
+)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_n41_learning_rate_follows_the_formula(
     tmp_path: Path, make_model: Callable[..., Any], make_trainer: Any, kind: str, accumulation: int
@@ -106,3 +117,34 @@ def test_n41_learning_rate_follows_the_formula(
     trainer.train()
     expected = [0.01 * schedule(kind, step, total, math.ceil(0.25 * total)) for step in range(total)]
     assert losses(trainer, "learning_rate") == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "lowest", "first"),
+    [
+        ("warmup_stable_decay", {"num_stable_steps": 8, "decay_type": "linear"}, 0.0025, 8),
+        ("warmup_stable_decay", {"num_decay_steps": 4, "min_lr_ratio": 0.5}, 0.005, 8),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, 0.002, 0),
+        ("cosine_with_restarts", {"num_cycles": 2}, 0.0, 0),
+    ],
+)
+def test_n41_settings_of_a_schedule_are_kept_and_completed(
+    make_model: Callable[..., Any], make_trainer: Any, kind: str, settings: Any, lowest: float, first: int
+) -> None:
+    """The rate is the whole one up to the step `first`, and never under the lowest."""
+    trainer = make_trainer(
+        make_model(),
+        make_rows(12),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        learning_rate=0.01,
+        lr_scheduler_type=kind,
+        lr_scheduler_kwargs=settings,
+        save_strategy="no",
+    )
+    trainer.train()
+    rates = losses(trainer, "learning_rate")
+    assert rates[: first + 1] == pytest.approx([0.01] * (first + 1))
+    assert all(rate < 0.01 for rate in rates[first + 1 : 6] + rates[-1:])
+    assert min(rates) >= lowest - 1e-12
+    assert trainer.args.lr_scheduler_kwargs == settings

@@ -1,15 +1,19 @@
 """Options that change how a model computes while it learns: trained, resumed bit for bit, and answered with."""
 
+import logging
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import family_model
 from model_making import load, logits
 from stage_runs import assert_same, history, saved_weights, stage_keys
 
 from llamafactory.extras.errors import UserError
+from llamafactory.extras.packages import is_available
 from llamafactory.train.tuner import export_model, run_exp
 
 
@@ -131,3 +135,114 @@ def test_n1_a_mixture_of_depths_does_not_mind_how_a_step_is_cut_into_batches(
     for name, weight in found[0].items():
         if ".guess_" not in name:
             torch.testing.assert_close(found[1][name], weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What this package logs."""
+    monkeypatch.setattr(logging.getLogger("llamafactory"), "handlers", [caplog.handler])
+    caplog.set_level(logging.INFO, logger="llamafactory")
+    return caplog
+
+
+def test_every_kernel_of_flash_attn_learns_the_same(
+    tiny_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    found: dict[str, list[float]] = {}
+    for kernel in ("auto", "disabled", "sdpa", "fa2", "fa3"):
+        out = run("sft", "full", tiny_llama_dir, demo_dataset_dir, tmp_path / kernel, flash_attn=kernel, max_steps=2)
+        found[kernel] = [entry["loss"] for entry in history(out) if "loss" in entry]
+    for kernel, package in (("fa2", "flash_attn"), ("fa3", "flash_attn_interface")):
+        if not is_available(package):
+            assert f"flash_attn {kernel} needs the package {package}; the model's own kernel is used." in said.text
+        assert found[kernel] == pytest.approx(found["auto"], rel=1e-4)
+    assert found["disabled"] == pytest.approx(found["auto"], rel=1e-4)
+    assert found["sdpa"] == pytest.approx(found["auto"], rel=1e-4)
+
+
+def test_options_that_only_widen_or_tell_leave_the_loss_as_it_is(
+    tiny_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    paths = tiny_llama_dir, demo_dataset_dir
+    plain = history(run("sft", "lora", *paths, tmp_path / "plain", max_steps=2))
+    options = {"upcast_layernorm": True, "upcast_lmhead_output": True, "print_param_status": True}
+
+    told = history(run("sft", "lora", *paths, tmp_path / "told", max_steps=2, **options))
+
+    assert told == plain
+    assert "model.layers.1.mlp.up_proj.lora_A.default.weight: torch.float32, cpu, trained: True" in said.text
+    assert "model.embed_tokens.weight: torch.float32, cpu, trained: False" in said.text
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_n47_resize_vocab_alone_gives_every_token_of_a_larger_tokenizer_a_row(
+    method: str, tiny_llama: Any, tiny_tokenizer_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.add_tokens(["Sure:"])  # a word of the data
+    tokenizer.save_pretrained(tmp_path / "m")
+    paths = tmp_path / "m", demo_dataset_dir
+    with pytest.raises(UserError, match="tokens but the model only"):
+        run("sft", method, *paths, tmp_path / "refused", max_steps=1)
+
+    out = run("sft", method, *paths, tmp_path / "a", resize_vocab=True, max_steps=2)
+
+    where = {"adapter_name_or_path": str(out)} if method == "lora" else {}
+    grown = load(out if method == "full" else tmp_path / "m", **where)
+    rows, size = grown.get_input_embeddings().weight, len(tokenizer)
+    assert rows.shape[0] == -(-size // 64) * 64 == grown.config.vocab_size
+    assert grown.get_output_embeddings().weight is rows
+    if method == "lora":
+        assert torch.equal(rows[: size - 1], model.model.embed_tokens.weight)
+    assert torch.isfinite(logits(grown)).all()
+
+
+def test_n7_n38_a_mixture_is_trained_with_its_balance_and_found_again(
+    tiny_tokenizer: Any, demo_dataset_dir: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    family_model("qwen3_moe", vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "m")
+    tiny_tokenizer.save_pretrained(tmp_path / "m")
+    keys = {
+        "moe_aux_loss_coef": 0.1,
+        "lora_dropout": 0.0,
+        "lora_router": True,
+        "disable_gradient_checkpointing": False,
+    }
+
+    out = run("sft", "lora", tmp_path / "m", demo_dataset_dir, tmp_path / "a", save_steps=2, **keys)
+    rest = resumed("sft", "lora", tmp_path / "m", demo_dataset_dir, out, save_steps=2, **keys)
+
+    assert "8 of 8 experts in 2 layers adapted; 2 of 2 routers" in said.text
+    assert all(entry["aux_loss"] > 0.1 for entry in history(out) if "loss" in entry)  # even use gives 2 a token
+    assert_same(saved_weights(out), saved_weights(rest))
+    plain = logits(load(tmp_path / "m"))
+    assert float((logits(load(tmp_path / "m", adapter_name_or_path=str(out))) - plain).abs().max()) > 1e-4
+
+
+def test_llama_pro_s_script_makes_a_model_whose_new_blocks_alone_learn(
+    tiny_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "llama_pro.py"
+    main = runpy.run_path(str(script))["main"]
+    words = [f"model_name_or_path={tiny_llama_dir}", f"output_dir={tmp_path / 'pro'}", "num_expand=2"]
+    assert main(words) == 0
+    assert main(words) == 1  # the folder holds something
+    assert main(["num_expand=2"]) == 2
+    before = load(tmp_path / "pro").state_dict()
+
+    keys = {"use_llama_pro": True, "freeze_trainable_layers": 2}
+    out = run("sft", "freeze", tmp_path / "pro", demo_dataset_dir, tmp_path / "a", **keys)
+
+    after = load(out).state_dict()
+    moved = {
+        name.split("layers.")[1][0] if "layers." in name else name for name in after if differs(name, before, after)
+    }
+    assert moved == {"1", "3"}
+
+
+def differs(name: str, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return not torch.equal(before[name], after[name])

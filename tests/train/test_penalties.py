@@ -104,6 +104,28 @@ def sum_of(pairs: list[Any], place: int) -> Tensor:
     return torch.stack([pair[place] for pair in pairs]).sum()
 
 
+def test_n7_the_balance_is_the_same_where_layers_are_computed_again() -> None:
+    """What a backward pass computes again is no part of the next step."""
+    found: list[list[float]] = []
+    ids = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0))
+    for is_checkpointed in (False, True):
+        model = family_model("mixtral").train()
+        if is_checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        balance = balance_of(model, 1.0)
+        assert balance is not None
+        steps: list[float] = []
+        for _ in range(2):
+            model.zero_grad()
+            loss = model(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum()
+            term = balance.take({})
+            assert term is not None
+            (loss + term).backward()
+            steps += [float(term.detach()), *(float(weight.grad.norm()) for weight in model.parameters())]
+        found.append(steps)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("reference", [True, False])
 def test_n7_the_balance_moves_the_routers_and_a_reference_pass_is_not_heard(reference: bool) -> None:
     model = family_model("mixtral").train()

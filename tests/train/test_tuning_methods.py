@@ -1,4 +1,4 @@
-"""Every method of tuning: trained, stopped and resumed bit for bit (N40), and used again as it was (N36)."""
+"""Every method of tuning: trained, saved whole (N39), resumed bit for bit (N40), used again as it was (N36)."""
 
 import shutil
 from pathlib import Path
@@ -30,6 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prefix_tuning": {"finetuning_type": "prefix_tuning", "num_virtual_tokens": 4},
     "prefix_projection": {"finetuning_type": "prefix_tuning", "num_virtual_tokens": 4, "prefix_projection": True},
 }
+CARRYING = ("adalora", "p_tuning", "prefix_projection")
+"""They keep beside the adapter what training goes on with, or leave out what was pruned."""
 UNMERGED = ("prompt_tuning", "p_tuning", "prefix_tuning", "prefix_projection")
 
 
@@ -62,8 +64,20 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def shapes_on_disk(folder: Path) -> list[tuple[int, ...]]:
+    return sorted(tuple(value.shape) for value in tensors(folder).values())
+
+
+def shapes_in_memory(base: Path, folder: Path) -> list[tuple[int, ...]]:
+    """What PEFT itself would save of the adapter that it reads from a folder."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    model: Any = PeftModel.from_pretrained(load(base), str(folder))
+    return sorted(tuple(value.shape) for value in get_peft_model_state_dict(model).values())
+
+
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_a_method_trains_resumes_bit_for_bit_and_answers_as_it_was_trained(
+def test_n36_n39_n40_a_method_trains_resumes_bit_for_bit_and_answers_as_it_was_trained(
     name: str, tmp_path: Path, tiny_llama_dir: Path, demo_dataset_dir: Path
 ) -> None:
     values = VARIANTS[name]
@@ -84,6 +98,11 @@ def test_a_method_trains_resumes_bit_for_bit_and_answers_as_it_was_trained(
     assert [key for key in whole if not torch.equal(whole[key], rest[key])] == []
     early = tensors(tmp_path / "whole" / "checkpoint-2")
     assert any(not torch.equal(early[key], whole[key]) for key in whole)
+
+    if name not in CARRYING:
+        assert shapes_on_disk(tmp_path / "whole") == shapes_in_memory(tiny_llama_dir, tmp_path / "whole")
+    assert [key for key, value in whole.items() if not value.any()] == []
+    assert [key for key, value in whole.items() if not torch.isfinite(value).all()] == []
 
     adapted = load(tiny_llama_dir, adapter_name_or_path=str(tmp_path / "whole"))
     answer, base = logits(adapted), logits(load(tiny_llama_dir))

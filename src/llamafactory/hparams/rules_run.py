@@ -105,6 +105,15 @@ def _best_model(view: View) -> Iterator[Violation]:
         yield Violation(("load_best_model_at_end", "save_strategy", "eval_strategy"), message)
 
 
+def _lowest_rate(view: View) -> Iterator[Violation]:
+    settings: Any = view.lr_scheduler_kwargs or {}
+    if "with_min_lr" in view.lr_scheduler_type and not {"min_lr", "min_lr_rate"}.intersection(settings):
+        message = (
+            f"{view.pair('lr_scheduler_type')} needs the lowest rate; set lr_scheduler_kwargs: {{min_lr_rate: 0.1}}"
+        )
+        yield Violation(("lr_scheduler_type", "lr_scheduler_kwargs"), message)
+
+
 def _best_model_steps(view: View) -> Iterator[Violation]:
     if not view.load_best_model_at_end or view.eval_strategy != "steps" or view.save_strategy != "steps":
         return
@@ -224,6 +233,7 @@ RULES = (
     _streaming,
     _predicting,
     _best_model,
+    _lowest_rate,
     _best_model_steps,
     _intervals,
     _length_of_run,

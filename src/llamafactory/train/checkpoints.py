@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +142,14 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def cache_in_config(config: Any) -> Iterator[None]:
+    """Save a model that uses its key-value cache, which is off while it trains."""
+    use_cache = getattr(config, "use_cache", None)
+    if use_cache is not None:
+        config.use_cache = True
+    yield
+    if use_cache is not None:
+        config.use_cache = use_cache

@@ -8,7 +8,6 @@ Checkpoints are written aside and renamed (see checkpoints.py).
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -31,13 +30,14 @@ from .callbacks.early_stopping import require_best_metric
 from .callbacks.interrupt import Interrupt
 from .callbacks.progress import CompactPrinter, CompactProgress
 from .callbacks.run_start import RunStart
-from .checkpoints import STATE_FILE, UNFINISHED, publish, rotate
+from .checkpoints import STATE_FILE, UNFINISHED, cache_in_config, publish, rotate
 from .eval_pass import EvalPass
 from .meter import LossMeter, count_tokens, means_of, sum_dtype
 from .objective import Batch, Models
 from .optimizers.making import MakeOptimizer
 from .predictions import PredictionStore
 from .rollouts.schedule import Replay, prompt_loader
+from .schedule import settled_schedule
 from .stage import StageParts
 from .stream_batches import stream_loader, take_counts
 
@@ -117,6 +117,11 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         trained = cast(nn.Module, model or self.model)
         self.optimizer = self.make_optimizer(trained, self.args, self.get_decay_parameter_names(trained))
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule of the learning rate; how long its parts are follows from the length of the run."""
+        with settled_schedule(self.args, num_training_steps):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def get_train_dataloader(self) -> Any:
         """Every row once an epoch over all ranks, in an order that a resumed run finds again."""
@@ -384,14 +389,3 @@ class CustomSeq2SeqTrainer(Seq2SeqTrainer):
         if num_ranks > 1:
             numbered = gather_object(numbered)
         return [record for _, record in sorted(numbered, key=lambda pair: pair[0])]
-
-
-@contextmanager
-def cache_in_config(config: Any) -> Iterator[None]:
-    """Save a model that uses its key-value cache, which is off while it trains."""
-    use_cache = getattr(config, "use_cache", None)
-    if use_cache is not None:
-        config.use_cache = True
-    yield
-    if use_cache is not None:
-        config.use_cache = use_cache

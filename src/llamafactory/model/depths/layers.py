@@ -27,17 +27,21 @@ class Depths:
 
     def __init__(self, model: nn.Module, routers: Sequence[DepthRouter]) -> None:
         self.routers = tuple(routers)
-        model.register_forward_pre_hook(self._forget)
+        self._is_taken = False
+        model.register_forward_pre_hook(self._begin)
 
     def take(self, batch: Any = None) -> Tensor | None:
-        """Return how wrong the guesses of the last forward pass were, as a mean over layers and tokens."""
+        """Return how wrong the guesses since the last call were, as a mean over layers and tokens."""
+        self._is_taken = True
         terms = [term for router in self.routers if (term := router.take()) is not None and term.requires_grad]
         return torch.stack(terms).mean() if terms else None
 
-    def _forget(self, model: nn.Module, args: Any) -> None:
-        """Forget what a backward pass computed again (activation checkpointing)."""
-        for router in self.routers:
-            router.heard.clear()
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        """Forget what the backward pass after the last `take` computed again (activation checkpointing)."""
+        if self._is_taken:
+            self._is_taken = False
+            for router in self.routers:
+                router.heard.clear()
 
 
 def depths_of(model: nn.Module) -> Depths | None:

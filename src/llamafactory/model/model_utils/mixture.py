@@ -25,17 +25,19 @@ COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_alpha", "aux_loss_coef")
 class Balance:
     """Listens to the routers of a model and tells how unevenly they used the experts."""
 
-    def __init__(self, routers: Mapping[nn.Module, int | None], top_k: int, weight: float) -> None:
+    def __init__(self, model: nn.Module, routers: Mapping[nn.Module, int | None], top_k: int, weight: float) -> None:
         self.top_k = top_k
         self.weight = weight
         self._heard: list[Tensor] = []
+        self._is_taken = False
+        model.register_forward_pre_hook(self._begin)
         self._places = {id(router): place for router, place in routers.items()}
         for router in routers:
             router.register_forward_hook(self._hear)
 
     def take(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Return the weighted loss of the forward passes since the last call; None where no router was heard."""
-        heard, self._heard = self._heard, []
+        heard, self._heard, self._is_taken = self._heard, [], True
         if not heard:
             return None
         layers_TE = [logits.flatten(0, -2) for logits in heard]
@@ -43,6 +45,11 @@ class Balance:
         is_known = isinstance(mask, Tensor) and all(mask.numel() == len(layer) for layer in layers_TE)
         mask_T = mask.flatten() if isinstance(mask, Tensor) and is_known else None
         return self.weight * load_balance(layers_TE, self.top_k, mask_T)
+
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        """Forget what the backward pass after the last `take` computed again (activation checkpointing)."""
+        if self._is_taken:
+            self._heard, self._is_taken = [], False
 
     def _hear(self, router: nn.Module, args: Any, output: Any) -> None:
         if torch.is_grad_enabled() and router.training:
@@ -65,7 +72,7 @@ def balance_of(model: nn.Module, weight: float | None) -> Balance | None:
             f"{type(base).__name__} is none, so remove it."
         )
     logger.info("The balance of %s routers is part of the loss, with weight %s.", len(routers), weight)
-    return Balance(routers, int(getattr(config, "num_experts_per_tok", 1)), weight)
+    return Balance(base, routers, int(getattr(config, "num_experts_per_tok", 1)), weight)
 
 
 def find_routers(model: nn.Module) -> dict[nn.Module, int | None]:
