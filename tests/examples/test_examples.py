@@ -39,7 +39,8 @@ def test_each_example_says_what_it_shows_and_how_to_run_it(name: str) -> None:
     comment = [line for line in lines if line.startswith("#")]
 
     assert lines[0].startswith("# ")
-    assert f"llamafactory-cli {command_of(name)} examples/{name}" in "\n".join(comment)
+    commands = ("chat", "api") if command_of(name) == "chat" else (command_of(name),)
+    assert any(f"llamafactory-cli {command} examples/{name}" in "\n".join(comment) for command in commands)
 
 
 def test_the_shell_example_parses() -> None:

@@ -191,7 +191,7 @@ def test_n47_resize_vocab_alone_gives_every_token_of_a_larger_tokenizer_a_row(
 
     out = run("sft", method, *paths, tmp_path / "a", resize_vocab=True, max_steps=2)
 
-    where = {"adapter_name_or_path": str(out)} if method == "lora" else {}
+    where: dict[str, Any] = {"adapter_name_or_path": str(out)} if method == "lora" else {}
     grown = load(out if method == "full" else tmp_path / "m", **where)
     rows, size = grown.get_input_embeddings().weight, len(tokenizer)
     assert rows.shape[0] == -(-size // 64) * 64 == grown.config.vocab_size
