@@ -10,12 +10,18 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 
-.PHONY: help setup dev demo test test-slow check format docs bench bench-learning clean
+# Packages of weights in few bits; some slow down or change what they are merely installed beside, so they lie apart.
+QUANT_PACKAGES := bitsandbytes torchao hqq compressed-tensors einops loguru termcolor
+QUANT_VENV := $(VENV)-quantized
+QUANT_STAMP := $(QUANT_VENV)/.installed
+
+.PHONY: help setup dev demo test test-slow test-quantized check format docs bench bench-learning clean
 
 help:
 	@echo "make demo       fine-tune a real 135M model on this machine and see its answers before and after"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests (real processes, kill -9, two ranks)"
+	@echo "make test-quantized  run the tests of quantized training, with its packages in an environment beside"
 	@echo "make check      format, lint, types, layers, size budgets, stale docs"
 	@echo "make bench      measure training, preprocessing and answering against plain transformers"
 	@echo "make bench-learning  see each way of training learn: rewards, margins and accuracies on a real 135M model"
@@ -45,6 +51,16 @@ test: $(DEV_STAMP)
 test-slow: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" tests
 
+$(QUANT_STAMP): $(DEV_STAMP)
+	$(BIN)/python -m venv $(QUANT_VENV)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(QUANT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	$(QUANT_VENV)/bin/python -m pip install --quiet --no-deps $(PIP_ARGS) -c constraints.txt $(QUANT_PACKAGES)
+	@touch $@
+
+test-quantized: $(QUANT_STAMP)
+	OMP_NUM_THREADS=1 $(QUANT_VENV)/bin/python -m pytest -n 2 --dist loadfile -m quantized tests/examples tests/model tests/train
+
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -67,4 +83,4 @@ bench-learning: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m learning -s tests/learning
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(QUANT_VENV) build dist .pytest_cache .ruff_cache .hypothesis

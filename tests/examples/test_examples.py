@@ -17,6 +17,8 @@ YAML_FILES = sorted(
 INFERENCE = {"inference": "chat", "merge_lora": "export"}
 DATASETS = {"rm": "tiny_pairs", "dpo": "tiny_pairs", "kto": "tiny_marks"}  # the other stages: tiny_alpaca
 TRAIN_FILES = [name for name in YAML_FILES if name.split("/")[0] not in INFERENCE]
+PACKAGES = ("quantization_bit", "qat_bits")  # keys whose packages lie in an environment of their own
+NO_GPU = ("fp8", "fp8_backend", "fp8_enable_fsdp_float8_all_gather", "fsdp", "fsdp_config")
 
 
 def command_of(name: str) -> str:
@@ -53,7 +55,12 @@ def test_the_shell_example_parses() -> None:
     assert get_train_args(flags)[2].learning_rate == 1e-4
 
 
-@pytest.mark.parametrize("name", TRAIN_FILES)
+def marked(name: str) -> Any:
+    config = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    return pytest.param(name, marks=[pytest.mark.quantized] if set(config) & set(PACKAGES) else [])
+
+
+@pytest.mark.parametrize("name", map(marked, TRAIN_FILES))
 def test_each_training_example_runs_on_a_tiny_model(
     name: str, tmp_path: Path, tiny_llama_dir: Path, demo_dataset_dir: Path
 ) -> None:
@@ -68,8 +75,8 @@ def test_each_training_example_runs_on_a_tiny_model(
         "preprocessing_num_workers": None,
         "max_new_tokens": 4,
     }
-    if "quantization_bit" in config:
-        pytest.importorskip("bitsandbytes")
+    for key in NO_GPU:
+        config.pop(key, None)
     config.pop("adapter_name_or_path", None)
     config.pop("use_unsloth", None)  # needs a GPU
     config.pop("moe_aux_loss_coef", None)  # the tiny model is no mixture

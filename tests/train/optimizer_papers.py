@@ -122,3 +122,30 @@ def adamw(w: Tensor, lr: float, decay: float) -> Steps:
     while True:
         w = (1 - lr * decay) * w - lr * adam(g)
         g = yield w
+
+
+def on_grid(w: Tensor, bits: int, noise: Tensor | None = None) -> Tensor:
+    """Blocks of 256 numbers between their extremes, in 2^bits points; rounded to the nearest, or down after noise."""
+    flat = torch.cat([w.flatten(), torch.zeros(-w.numel() % 256, dtype=w.dtype)]).view(-1, 256)
+    rows: list[Tensor] = []
+    for index, block in enumerate(flat):
+        low, high = block.min(), block.max()
+        step = (high - low) / (2**bits - 1) if high > low else torch.ones((), dtype=w.dtype)
+        place = (block - low) / step
+        place = place.round() if noise is None else (place + noise[index]).floor().clamp(max=2**bits - 1)
+        rows.append(place * step + low)
+    return torch.stack(rows).flatten()[: w.numel()].view_as(w)
+
+
+def q_galore(w: Tensor, lr: float, decay: float, *, noises: Any, **kw: Any) -> Steps:
+    """Q-GaLore (arXiv 2407.08296): GaLore from the left with P in 4 bits, the weight in 8, rounded by chance."""
+    adam, t, p = Adam(), 0, torch.empty(0)
+    w = on_grid(w, 8)
+    g = yield w
+    while True:
+        if t % kw["interval"] == 0:
+            p = on_grid(top_left(g, kw["rank"]), 4)
+        t += 1
+        w = (1 - lr * decay) * w - lr * kw["scale"] * p @ adam(p.T @ g)
+        w = on_grid(w, 8, next(noises))
+        g = yield w

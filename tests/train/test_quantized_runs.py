@@ -1,4 +1,4 @@
-"""Training on weights in few bits: train, save, resume, talk, export the 16-bit merge. Needs bitsandbytes."""
+"""Training on weights in few bits: train, save, resume, talk, export the 16-bit merge."""
 
 import json
 from pathlib import Path
@@ -9,36 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 
-bitsandbytes: Any = pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.quantized
 
 BITS = {
     "4": {"quantization_bit": 4},
     "4-fp4": {"quantization_bit": 4, "quantization_type": "fp4", "double_quantization": False},
     "8": {"quantization_bit": 8},
+    "torchao-8": {"quantization_bit": 8, "quantization_method": "torchao"},
+    "torchao-4": {"quantization_bit": 4, "quantization_method": "torchao"},
+    "hqq-4": {"quantization_bit": 4, "quantization_method": "hqq"},
+    "hqq-3": {"quantization_bit": 3, "quantization_method": "hqq"},
+    "fp8": {"quantization_bit": 8, "quantization_method": "fp8"},
 }
-
-
-@pytest.fixture(scope="module")
-def wide_llama_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """Wide enough for blocks of 64 weights, with an output layer of its own."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("wide_llama")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def keys(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
@@ -151,6 +133,8 @@ def test_n37_an_evaluation_leaves_the_gradients_as_they_were(bits: int, wide_lla
 
 def test_n37_gradients_are_those_of_the_unpacked_weights(wide_llama_dir: Path) -> None:
     """4-bit weights written out in full give the same gradients through the same adapter."""
+    import bitsandbytes
+
     packed = load(wide_llama_dir, quantization_bit=4, fused_modules=False)
     ids = torch.arange(3, 35)[None]
     for name, weight in packed.named_parameters():
@@ -215,3 +199,87 @@ def test_the_reference_of_dpo_may_be_packed(
     run_exp({**config, "ref_model": str(wide_llama_dir), "ref_model_quantization_bit": 4})
     assert 0.4 < losses(tmp_path)[0] < 1.0
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_reward_model_of_ppo_may_be_packed(
+    method: str, wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    """The judge is a whole reward model in 4 bits; what it says is what its whole self says, nearly."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from llamafactory.train.tuner import run_exp
+
+    torch.manual_seed(1)
+    judge = AutoModelForSequenceClassification.from_pretrained(wide_llama_dir, num_labels=1, dtype=torch.float32)
+    judge.save_pretrained(tmp_path / "judge")
+    AutoTokenizer.from_pretrained(wide_llama_dir).save_pretrained(tmp_path / "judge")
+    config = keys(wide_llama_dir, demo_dataset_dir, tmp_path, stage="ppo", finetuning_type=method, max_new_tokens=8)
+    config |= {"reward_model": str(tmp_path / "judge"), "reward_model_type": "full", "max_steps": 2}
+    config |= {"template": "chatml", "save_strategy": "no"}
+    rewards = {}
+    for bits in (None, 4):
+        output = tmp_path / f"out-{bits}"
+        run_exp({**config, "reward_model_quantization_bit": bits, "output_dir": str(output)})
+        lines = (output / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
+        rewards[bits] = next(entry["reward"] for entry in map(json.loads, lines) if "reward" in entry)
+    assert rewards[4] != rewards[None]
+    assert rewards[4] == pytest.approx(rewards[None], abs=0.1)
+
+
+@pytest.mark.parametrize("quantized", [BITS["4"], BITS["8"], BITS["hqq-4"]], ids=["bnb-4", "bnb-8", "hqq-4"])
+def test_qoft_learns_on_packed_weights_and_is_merged_into_the_whole_ones(
+    quantized: dict[str, Any], wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    from llamafactory.train.tuner import export_model, run_exp
+
+    config = keys(wide_llama_dir, demo_dataset_dir, tmp_path / "run", **quantized)
+    run_exp({**config, "finetuning_type": "oft", "oft_block_size": 16, "max_steps": 4})
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    loading = {"model_name_or_path": str(wide_llama_dir), "adapter_name_or_path": str(tmp_path / "run")}
+    export_model({**loading, "finetuning_type": "oft", **quantized, "export_dir": str(tmp_path / "merged")})
+    merged, plain = (load_file(path / "model.safetensors") for path in (tmp_path / "merged", wide_llama_dir))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged[name], plain[name])
+    torch.testing.assert_close(merged[name].norm(), plain[name].norm(), rtol=1e-3, atol=0)  # it only turns
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
+def test_hqq_is_nearer_to_the_weights_with_each_bit_and_its_gradient_is_the_unpacked_ones(
+    bits: int, wide_llama_dir: Path
+) -> None:
+    from llamafactory.model.quantization.hqq import HqqLinear
+
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(64, 32)
+    whole = plain.weight.detach().clone()
+    layer = HqqLinear(plain, bits)
+    x = torch.randn(3, 64, requires_grad=True)
+    layer(x).square().sum().backward()
+    ours, x.grad = x.grad, None
+    (x @ layer.unpack(torch.float32).t() + plain.bias).square().sum().backward()
+    torch.testing.assert_close(ours, x.grad)
+    limit = {1: 0.95, 2: 0.35, 3: 0.16, 4: 0.08, 5: 0.04, 6: 0.02, 8: 0.006}[bits]
+    assert float((layer.unpack(torch.float32) - whole).norm() / whole.norm()) < limit
+    assert layer.weight.numel() * layer.weight.element_size() <= whole.numel() * max(bits, 1) / 8 * 1.7
+
+
+@pytest.mark.parametrize(("method", "bits"), [("bnb", 4), ("bnb", 8), ("torchao", 4), ("torchao", 8)])
+def test_an_export_in_few_bits_trains_and_answers(
+    method: str, bits: int, wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    from llamafactory.chat import ChatModel
+    from llamafactory.train.tuner import export_model, run_exp
+
+    packed = tmp_path / "packed"
+    export_model(
+        {
+            "model_name_or_path": str(wide_llama_dir),
+            "export_dir": str(packed),
+            "export_quantization_bit": bits,
+            "export_quantization_method": method,
+        }
+    )
+    assert ChatModel({"model_name_or_path": str(packed), "max_new_tokens": 3}).chat([{"role": "user", "content": "1"}])
+    run_exp(keys(packed, demo_dataset_dir, tmp_path / "run", max_steps=3))
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]

@@ -118,6 +118,14 @@ class LoraArguments(Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QatArguments(Arguments):
+    """Training for weights in few bits."""
+
+    qat_bits: Literal[4, 8] | None = None
+    """Rounds weights to this many bits of torchao in each step, so that packing the result later costs little."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OftArguments(Arguments):
     """OFT: orthogonal adapters."""
 
@@ -268,6 +276,7 @@ class FinetuningArguments(
     PromptArguments,
     AdaloraArguments,
     OftArguments,
+    QatArguments,
     LoraArguments,
     FreezeArguments,
     MethodArguments,

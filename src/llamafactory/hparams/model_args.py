@@ -106,9 +106,9 @@ class QuantizationArguments(Arguments):
     """Quantization while loading."""
 
     quantization_method: QuantizationMethod = "bnb"
-    """Quantizer for `quantization_bit`: bnb, torchao or eetq; the others are recognised from the checkpoint itself."""
+    """Quantizer for `quantization_bit`: bnb, hqq, torchao, fp8, eetq; others are recognised from the checkpoint."""
     quantization_bit: Literal[1, 2, 3, 4, 5, 6, 8] | None = None
-    """Bits per weight after loading: 4 and 8 with bnb, 8 with eetq, 1 to 8 with hqq; unset keeps full weights."""
+    """Bits per weight after loading: 4 or 8; with hqq 1 to 8, with fp8 and eetq 8; unset keeps full weights."""
     quantization_type: Literal["fp4", "nf4"] = "nf4"
     """Four-bit number format of bnb; nf4 suits weights that are normally distributed."""
     double_quantization: bool = True

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 
-from .kinds import Arguments, Count, Names, Natural, Positive
+from .kinds import Arguments, Count, Names, Natural, PartShare, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,12 @@ class GaloreArguments(Arguments):
     """Side of the matrix that is projected."""
     galore_layerwise: bool = False
     """Updates each weight during the backward pass: least memory, one device, no accumulation, no clipping."""
+    galore_quantize: bool = False
+    """Keeps the projected weights in 8 bits and the projections in 4 (Q-GaLore); one device."""
+    galore_cos_threshold: PartShare = 0.4
+    """How alike the directions of a layer must stay for `galore_quantize` to look for them half as often."""
+    galore_queue_size: Count = 5
+    """How often in a row they must be that alike."""
 
 
 @dataclass(frozen=True, kw_only=True)

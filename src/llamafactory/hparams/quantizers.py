@@ -14,6 +14,8 @@ class QuantizerRow(Capability):
 
     bits: tuple[int, ...] = ()
     """Values of quantization_bit, for one that quantizes while loading; none: it is recognised from a checkpoint."""
+    pack: str = ""
+    """What packs the weights of a model that was loaded whole, as "module:attribute", where transformers does not."""
     becomes_whole: bool = False
     """Its weights can be turned back, so adapters can be merged into what comes out."""
     takes_dora: bool = False
@@ -38,6 +40,7 @@ QUANTIZERS = by_name(
             name="torchao",
             title="torchao, weights only",
             build=f"{OWN}.configs:torchao_config",
+            pack=f"{OWN}.torchao:pack_torchao",
             package="torchao",
             needs="ao",
             bits=(4, 8),
@@ -54,9 +57,10 @@ QUANTIZERS = by_name(
             name="hqq",
             title="HQQ",
             build="",
+            pack=f"{OWN}.hqq:pack_hqq",
             package="hqq",
+            needs="hqq",
             bits=(1, 2, 3, 4, 5, 6, 8),
-            instead="bnb with 4 or 8 bits; transformers 5.23 does not load HQQ",
         ),
         QuantizerRow(name="gptq", title="GPTQ checkpoints", build=f"{OWN}.configs:stored_config", package="gptqmodel"),
         QuantizerRow(
@@ -76,10 +80,19 @@ QUANTIZERS = by_name(
         QuantizerRow(
             name="compressed-tensors",
             title="compressed-tensors checkpoints",
-            build=f"{OWN}.configs:stored_config",
+            build=f"{OWN}.configs:whole_config",
             package="compressed_tensors",
+            needs="compressed",
+            becomes_whole=True,
         ),
-        QuantizerRow(name="fp8", title="FP8 checkpoints", build=f"{OWN}.configs:whole_config", becomes_whole=True),
+        QuantizerRow(
+            name="fp8",
+            title="FP8: a frozen base in 8-bit floats, and FP8 checkpoints",
+            build=f"{OWN}.configs:whole_config",
+            pack=f"{OWN}.float8:pack_float8",
+            bits=(8,),
+            becomes_whole=True,
+        ),
         QuantizerRow(name="mxfp4", title="MXFP4 checkpoints", build=f"{OWN}.configs:whole_config", becomes_whole=True),
         QuantizerRow(
             name="quanto",

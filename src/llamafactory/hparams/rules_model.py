@@ -47,7 +47,7 @@ def _quantization(view: View) -> Iterator[Violation]:
     if not tuning_methods()[view.finetuning_type].quantized:
         names = ", ".join(name for name, row in tuning_methods().items() if row.quantized)
         yield view.clash("quantization_bit", "finetuning_type", f"quantized weights train with {names}")
-    for name in ("pissa_init", "resize_vocab"):
+    for name in ("pissa_init", "resize_vocab", "train_from_scratch"):
         if getattr(view, name):
             yield view.clash("quantization_bit", name)
     if view.create_new_adapter and view.adapter_name_or_path:
@@ -65,6 +65,16 @@ def _quantization(view: View) -> Iterator[Violation]:
         yield view.clash("quantization_bit", "quantization_method", hint)
     if view.use_dora and not row.takes_dora:
         yield view.clash("use_dora", "quantization_method", "DoRA on quantized weights needs bnb")
+
+
+def _rounded_training(view: View) -> Iterator[Violation]:
+    if view.qat_bits is None:
+        return
+    if view.finetuning_type not in ("lora", "full", "freeze"):
+        yield view.clash("qat_bits", "finetuning_type", "training for few bits knows full, freeze and lora")
+    for name in ("quantization_bit", "use_dora", "lora_dropout", "fp8", "galore_quantize", "use_unsloth"):
+        if getattr(view, name):
+            yield view.clash("qat_bits", name)
 
 
 def _quantized_training_device(view: View) -> Iterator[Violation]:
@@ -188,6 +198,7 @@ RULES = (
     _display_names,
     _adapters,
     _quantization,
+    _rounded_training,
     _quantized_training_device,
     _engine_in_training,
     _outer_engines,

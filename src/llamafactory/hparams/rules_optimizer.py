@@ -46,6 +46,12 @@ def _devices(view: View) -> Iterator[Violation]:
                     yield Violation((row.switch, name), message)
 
 
+def _eight_bits(view: View) -> Iterator[Violation]:
+    if view.galore_quantize and view.use_galore and view.env.is_distributed:
+        message = f"galore_quantize: true runs on one device, not on {view.env.world_size}; turn it off"
+        yield Violation(("galore_quantize",), message)
+
+
 def _optim(view: View) -> Iterator[Violation]:
     family = family_of(view.optim)
     if family is not None and family.instead:
@@ -58,4 +64,4 @@ def _chosen(view: View) -> Iterator[OptimizerRow]:
             yield row
 
 
-RULES = (_one_optimizer, _fits_run, _layerwise, _devices, _optim)
+RULES = (_one_optimizer, _fits_run, _layerwise, _devices, _eight_bits, _optim)

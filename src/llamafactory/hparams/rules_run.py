@@ -164,7 +164,13 @@ def _fp8(view: View) -> Iterator[Violation]:
         message = "fp8_enable_fsdp_float8_all_gather: true needs fp8: true; add it"
         yield Violation(("fp8_enable_fsdp_float8_all_gather", "fp8"), message)
     if view.fp8 and view.quantization_bit is not None:
-        yield view.clash("fp8", "quantization_bit")
+        yield view.clash("fp8", "quantization_bit", "a frozen base in 8-bit floats is quantization_method: fp8")
+    if view.fp8_enable_fsdp_float8_all_gather and view.fp8 and not view.fsdp:
+        yield view.clash("fp8_enable_fsdp_float8_all_gather", "fsdp", "it is about sharded weights; set fsdp")
+    if view.fp8 and view.galore_quantize:
+        yield view.clash("fp8", "galore_quantize")
+    if view.fp8 and view.fp16:
+        yield view.clash("fp8", "fp16", "8-bit products go with bf16")
 
 
 def _compiled_once(view: View) -> Iterator[Violation]:

@@ -26,7 +26,8 @@ NAMED = """
 QUANTIZED = """
 ## Weights in few bits
 
-`quantization_bit` quantizes while loading; checkpoints that are quantized already are recognised by themselves.
+What to choose stands in [quantization.md](quantization.md). `quantization_bit` quantizes while loading;
+checkpoints that are quantized already are recognised by themselves.
 Nothing can be merged into quantized weights, so `export` merges the adapter into the 16-bit parent: leave
 `model_name_or_path` at the 16-bit model, or name it. *becomes plain*: such a checkpoint is turned back while loading,
 and trains and merges like any other.

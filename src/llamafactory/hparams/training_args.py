@@ -53,9 +53,9 @@ class Fp8Arguments(Arguments):
     """FP8."""
 
     fp8: bool = False
-    """Multiplies in 8-bit floats on devices that can."""
+    """Multiplies in 8-bit floats, forwards and backwards; needs an Ada, Hopper or newer NVIDIA card, and torchao."""
     fp8_backend: Literal["auto", "torchao", "te", "msamp"] = "auto"
-    """Library that does the 8-bit products."""
+    """Library that does the 8-bit products; auto is torchao."""
     fp8_enable_fsdp_float8_all_gather: bool = False
     """Sends sharded weights in 8 bits under FSDP2."""
 

@@ -36,6 +36,8 @@ as `pissa_init` |
 | `lora_init: eva` | starts from what the layers see in the data ([2410.07170](https://arxiv.org/abs/2410.07170)) | \
 no joined experts |
 | `lora_init: gaussian`, `orthogonal` | other noise | |
+| `scripts/loftq_init.py` | makes up for what packing loses ([2310.08659](https://arxiv.org/abs/2310.08659)) | \
+written ahead of the run, [how](quantization.md) |
 
 `lora_target: all` means every linear layer but the output, and all experts of a mixture, which are adapted in their
 joined parameters. Routers stay as they are unless `lora_router: true`. How many experts and routers were adapted is

@@ -37,6 +37,7 @@ from .model_utils.valuehead import add_value_head, settle_score_head, without_fr
 from .patcher import settle_cache_use, settle_generation_config
 from .processor import is_multimodal, load_processor
 from .quantization import Quantizer, choose_quantizer, settle_packing
+from .quantization.aware import prepare_rounding
 from .readout import install_readout
 from .request import Head, LoadRequest
 from .sources import resolve_model
@@ -65,6 +66,7 @@ PASSES: tuple[Pass, ...] = (
     settle_dtypes,
     upcast_norms,
     prepare_checkpointing,
+    prepare_rounding,
     fuse_modules,
     report_parameters,
 )
@@ -178,6 +180,7 @@ def load_weights(
         kind, config.num_labels = AutoModelForSequenceClassification, 1
     attention = attention_implementation(model_args.flash_attn)
     source = resolve_model(model_args.model_name_or_path, model_args)
+    pack = quantizer.pack if quantizer else None
     with reading_model(source):
         if model_args.train_from_scratch:
             drawn = kind.from_config(
@@ -190,7 +193,7 @@ def load_weights(
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
-            device_map=_device_map(model_args) if placed else None,
+            device_map=_device_map(model_args) if placed and pack is None else None,
             quantization_config=quantizer.config if quantizer else None,
             offload_folder=model_args.offload_folder if placed else None,
             output_loading_info=True,
@@ -204,7 +207,7 @@ def load_weights(
         raise UserError(
             f"The weights of {source} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}."
         )
-    return with_depths(model, source, model_args)
+    return with_depths(pack(model) if pack else model, source, model_args)
 
 
 def load_dtype(config: PreTrainedConfig, request: LoadRequest) -> torch.dtype:

@@ -28,11 +28,17 @@ def find_all_linear_modules(
     names: set[str] = set()
     for name, module in model.named_modules():
         is_frozen = freeze_vision_tower and not VISION_PARTS.isdisjoint(name.split("."))
-        if isinstance(module, LINEAR_TYPES) and name not in heads and not is_frozen:
+        if is_linear(module) and name not in heads and not is_frozen:
             names.add(name.rpartition(".")[2])
     if not names:
         raise UserError("lora_target all found no linear layer in this model; name the layers to adapt.")
     return sorted(names)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell a linear layer, also one of a quantizer that has a class of its own (GPTQ, AWQ, AQLM)."""
+    widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return isinstance(module, LINEAR_TYPES) or all(isinstance(width, int) for width in widths)
 
 
 def output_layer_name(model: PreTrainedModel) -> str | None:

@@ -28,10 +28,12 @@ from ..extras.plotting import plot_loss
 from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ..model.dtype import DtypeChoice, choose_dtype, training_flags
 from ..model.loader import load_model, load_tokenizer
+from ..model.quantization.float8_training import check_float8, settle_float8
 from .adapter_start import adapter_callbacks, start_from_data
 from .batches import size_of
 from .callbacks.diagnosis import Diagnosis
 from .callbacks.early_stopping import early_stopping_callbacks
+from .callbacks.float8 import float8_callbacks
 from .callbacks.interrupt import Interrupt, InterruptCallback, TrainingInterruptedError
 from .callbacks.isolation import IsolationCheck
 from .callbacks.log import LogCallback
@@ -84,6 +86,7 @@ def run_stage(
         stage.check(arguments)
     if arguments.training.do_train:
         check_optimizer(arguments.training.optim, arguments.finetuning)
+        check_float8(arguments.training)
     if plan.notice:
         logger.info(plan.notice)
 
@@ -199,6 +202,7 @@ def load(
         head=stage.head,
     )
     settle_liger(model, arguments)
+    settle_float8(model, arguments.training)
     context = StageContext(
         arguments=arguments,
         tokenizer=tokenizer,
@@ -227,6 +231,7 @@ def run_callbacks(arguments: RunArguments, interrupt: Interrupt) -> list[Trainer
         *early_stopping,
         *tracking,
         *profiler_callbacks(arguments.training),
+        *float8_callbacks(arguments.training),
         *noise_callbacks(arguments.training.neftune_noise_alpha),
         *plugin_callbacks(arguments),
         InterruptCallback(interrupt),

@@ -116,7 +116,11 @@ def _continued_prompt(model: PreTrainedModel, folder: Path, config: PromptLearni
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5.23 a question under its old name, which warns in every run."""
+    """PEFT 0.21 asks transformers 5.23 a question under its old name, which warns in every run.
+
+    It also warns that nothing can be merged into torchao's weights, into which nothing ever is.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
         yield

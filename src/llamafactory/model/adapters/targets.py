@@ -20,6 +20,7 @@ from ..modules import (
     ends_with,
     expand_regex,
     find_all_linear_modules,
+    is_linear,
     is_regex,
     no_match,
 )
@@ -118,7 +119,9 @@ def describe_mixtures(model: nn.Module, adapted: Iterable[str], mixtures: Sequen
 
 
 def _named(model: PreTrainedModel, wanted: Sequence[str], key: str, mixtures: Sequence[Mixture]) -> Targets:
-    layers = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE_TYPES)]
+    layers = [
+        name for name, module in model.named_modules() if isinstance(module, ADAPTABLE_TYPES) or is_linear(module)
+    ]
     parameters = {
         f"{mixture.name}.{part}": FUSED_NAMES.get(part, ()) for mixture in mixtures for part in mixture.fused
     }

@@ -13,11 +13,13 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from ...ops.lora import Projection, lora_linear, lora_linears
-from .replacement import Replacement, is_compiling, is_plain_weight, is_watched
+from .replacement import Replacement, is_compiling, is_free, is_plain_weight, is_watched
 
 
 def projection_of(module: nn.Module) -> Projection | None:
     """Return what a linear layer computes at this moment; None when it is more than ops/lora.py knows."""
+    if not (is_free(module) or isinstance(vars(module)["forward"], FusedLinear)):
+        return None
     if type(module) is nn.Linear:
         return _plain(module)
     if type(module) is not lora.Linear or is_watched(module):

@@ -1,23 +1,25 @@
 """Chooses the quantizer of a load: the one that was asked for, or the one that the checkpoint was made with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...extras.device import device_facts
+from ...extras.device import current_device, device_facts
+from ...extras.env import read_env
 from ...extras.errors import UserError
 from ...extras.logging import get_logger
 from ...extras.packages import require
 from ...extras.registry import load_attribute
 from ...hparams.methods import tuning_methods
 from ...hparams.quantizers import QUANTIZERS, QuantizerRow
+from .packed import PACKED_BY
 
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from ...hparams import FinetuningArguments, ModelArguments
 
@@ -38,6 +40,8 @@ class QuantizerRequest:
     compute_dtype: torch.dtype
     stored: dict[str, Any]
     """What the checkpoint says about itself; empty for one that is not quantized."""
+    device: torch.device = field(default_factory=lambda: current_device(read_env().local_rank or 0))
+    """Where the weights will be used."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ class Quantizer:
     """A quantizer made ready for one load."""
 
     row: QuantizerRow
-    config: Any
+    config: Any = None
     """A quantization config of transformers; None leaves it to what the checkpoint says."""
+    pack: "Callable[[PreTrainedModel], PreTrainedModel] | None" = None
+    """Packs the weights of a model that was loaded whole, on the CPU."""
 
 
 def choose_quantizer(
@@ -68,12 +74,21 @@ def choose_quantizer(
     name = stored_name(stored) if stored else model_args.quantization_method
     row = find_row(name)
     asked = QuantizerRequest(bits or 0, model_args.quantization_type, model_args.double_quantization, dtype, stored)
-    make: Callable[[QuantizerRequest], Any] = load_attribute(row.build)
-    chosen = Quantizer(row, make(asked))
+    chosen = _ready(row, asked)
     if finetuning_args is not None and not (stored and row.build.endswith("whole_config")):
         refuse_whole_training(finetuning_args.finetuning_type, name)
     logger.info("Weights: %s%s.", row.title, f", {bits} bits" if bits else "")
     return chosen
+
+
+def _ready(row: QuantizerRow, asked: QuantizerRequest) -> Quantizer:
+    if row.pack and not asked.stored:
+        pack: Callable[[PreTrainedModel, QuantizerRequest], PreTrainedModel] = load_attribute(row.pack)
+        return Quantizer(row, pack=lambda model: pack(model, asked))
+    if not row.build:
+        raise UserError(f"A checkpoint that is quantized with {row.title} cannot be read; use its 16-bit parent.")
+    make: Callable[[QuantizerRequest], Any] = load_attribute(row.build)
+    return Quantizer(row, make(asked))
 
 
 def find_row(name: str) -> QuantizerRow:
@@ -134,4 +149,4 @@ def stored_name(stored: dict[str, Any]) -> str:
 def is_quantized(model: "nn.Module") -> bool:
     """Tell whether a model's weights are in few bits, so that nothing can be merged into them."""
     inner: Any = model
-    return bool(getattr(inner, "is_quantized", False))
+    return bool(getattr(inner, "is_quantized", False) or getattr(inner, PACKED_BY, ""))

@@ -2,18 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import BitsAndBytesConfig, EetqConfig, FineGrainedFP8Config, TorchAoConfig
+from transformers import BitsAndBytesConfig, CompressedTensorsConfig, EetqConfig, FineGrainedFP8Config, TorchAoConfig
 from transformers.utils.quantization_config import Mxfp4Config
-
-from ...extras.packages import require
 
 
 if TYPE_CHECKING:
     from .choosing import QuantizerRequest
 
-WHOLE = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
-GROUP = 32
-"""Weights that share a scale in torchao's 4 bits; it divides the widths of every model in use."""
+WHOLE = {"compressed-tensors": CompressedTensorsConfig, "fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
 
 
 def bnb_config(request: "QuantizerRequest") -> Any:
@@ -31,15 +27,12 @@ def bnb_config(request: "QuantizerRequest") -> Any:
 
 
 def torchao_config(request: "QuantizerRequest") -> Any:
-    """Whole-number weights with a scale per row (8 bits) or per group (4 bits)."""
+    """The same weights as torchao.py packs, for a checkpoint that says so."""
     if request.stored:
         return None
-    torch: Any = require("torch", "torch", "torchao")
-    ao: Any = require("torchao.quantization", "ao", "torchao")
-    if request.bits == 8:
-        return TorchAoConfig(ao.Int8WeightOnlyConfig())
-    granularity = ao.granularity.PerGroup(GROUP)
-    return TorchAoConfig(ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity))
+    from .torchao import weight_only_config
+
+    return TorchAoConfig(weight_only_config(request.bits))
 
 
 def eetq_config(request: "QuantizerRequest") -> Any:

@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 
+NUM_WEIGHTS = "num_weights"
+"""Where a parameter that this package packed notes how many weights it holds."""
 BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4 bits."""
+"""Weights that share a scale in bitsandbytes' 4 bits, or a scale and a zero in HQQ."""
+HQQ_BITS = {3: 3.2, 5: 8, 6: 8}
+"""What HQQ's bits take, where it is more: ten of 3 share 32, and a byte holds no more than one of 5 or 6."""
 OUTER_BLOCK = 256
 """Scales that share one, where they are quantized too."""
 GROUP = 32
@@ -25,6 +29,9 @@ class Packing(NamedTuple):
 
 def num_weights(parameter: nn.Parameter) -> int:
     """Return how many weights a parameter stands for."""
+    packed: Any = getattr(parameter, NUM_WEIGHTS, None)
+    if packed is not None:
+        return int(packed)
     state: Any = getattr(parameter, "quant_state", None)  # bitsandbytes, 4 bits
     return math.prod(state.shape) if state is not None else parameter.numel()
 
@@ -57,6 +64,8 @@ def planned_bytes(count: int, num_rows: int, packing: Packing) -> int:
     """Return the bytes of a matrix with its scales."""
     if packing.method == "torchao" and packing.bits == 4:
         return count + count // GROUP * torch.bfloat16.itemsize
+    if packing.method == "hqq":
+        return int(count * HQQ_BITS.get(packing.bits, packing.bits) / 8) + count // BLOCK * 2 * torch.float32.itemsize
     if packing.method == "bnb" and packing.bits == 4:
         scales = count / BLOCK
         return int(count / 2 + (scales + 4 * scales / OUTER_BLOCK if packing.is_double else 4 * scales))

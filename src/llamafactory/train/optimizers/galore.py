@@ -8,18 +8,15 @@ What the inner optimizer keeps has the size of R. Its averages go on when the di
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...extras.errors import UserError
 from .adam import decay_weight
-from .joint import Joint, Layerwise
 from .projection import Projection, main_directions, side_of
-from .recipe import ExactState, Recipe, gradient_of, groups_of, matrices
+from .recipe import ExactState, gradient_of
 
 
 class GaloreSettings(NamedTuple):
@@ -62,8 +59,7 @@ class Galore(ExactState):
         for group, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             for weight, small in zip(group["params"], inner["params"], strict=True):
                 if small.grad is not None:
-                    decay_weight(weight, group)
-                    weight.add_(self._projection(weight).up(small).to(weight.dtype), alpha=self.settings.scale)
+                    self._move(weight, group, self._projection(weight).up(small))
                     small.grad = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,6 +70,10 @@ class Galore(ExactState):
         """Restore what `state_dict` returned."""
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self.inner.load_state_dict(state_dict["inner"])
+
+    def _move(self, weight: Tensor, group: dict[str, Any], update: Tensor) -> None:
+        decay_weight(weight, group)
+        weight.add_(update.to(weight.dtype), alpha=self.settings.scale)
 
     def _project(self, weight: Tensor) -> Tensor:
         state, gradient = self.state[weight], gradient_of(weight)
@@ -97,28 +97,3 @@ class Galore(ExactState):
         else:
             width = self.settings.rank
         return nn.Parameter(torch.zeros(height, width, device=weight.device))
-
-
-def make_galore(recipe: Recipe) -> Optimizer:
-    """Make GaLore around the optimizer that `optim` names."""
-    args = recipe.finetuning
-    if not matrices(recipe, args.galore_target, "galore_target", args.galore_rank)[0]:
-        raise UserError(
-            f"use_galore: no trained matrix is larger than galore_rank {args.galore_rank}; lower it, or train more "
-            "layers."
-        )
-    if not args.galore_layerwise:
-        return _galore(recipe)
-    return Layerwise([_galore(replace(recipe, weights=(weight,))) for weight in recipe.weights])
-
-
-def _galore(recipe: Recipe) -> Optimizer:
-    args = recipe.finetuning
-    settings = GaloreSettings(args.galore_rank, args.galore_update_interval, args.galore_scale, args.galore_proj_type)
-    projected, others = matrices(recipe, args.galore_target, "galore_target", settings.rank)
-    parts: list[Optimizer] = []
-    if projected:
-        parts.append(Galore(groups_of(projected, recipe.hf.learning_rate), settings, recipe.plain_of))
-    if others:
-        parts.append(recipe.plain(others))
-    return parts[0] if len(parts) == 1 else Joint(parts)
