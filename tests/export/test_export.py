@@ -207,3 +207,23 @@ def spoil(folder: Path, damage: str) -> None:
     else:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-3}))
+
+
+def test_a_model_that_sees_keeps_its_eyes(tmp_path: Path) -> None:
+    """The processor goes with it, and what it answers to an image stays the same."""
+    pytest.importorskip("PIL")
+    from media_models import picture, save_family
+    from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+    base = save_family("llava", tmp_path / "base")
+    target = export(base, tmp_path / "out")
+
+    def answer(folder: Path) -> torch.Tensor:
+        processor: Any = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+        text = processor.apply_chat_template(talk, add_generation_prompt=True)
+        with torch.no_grad():
+            return model(**processor(images=[picture()], text=[text], return_tensors="pt")).logits
+
+    assert torch.equal(answer(base), answer(target))

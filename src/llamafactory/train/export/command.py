@@ -15,7 +15,7 @@ from .hub import push
 from .merging import merge_model
 from .probe import make_probe
 from .quantized import find_quantizer, quantize_export
-from .saving import save_export, verify_export
+from .saving import save_export, save_processor, verify_export
 
 
 logger = get_logger(__name__)
@@ -27,13 +27,15 @@ def export_model(args: Args = None) -> None:
     target = check_target(model_args.export_dir)
     check_gguf(model_args.export_gguf)
     quantizer = find_quantizer(model_args)
-    tokenizer = load_tokenizer(model_args)["tokenizer"]
+    module = load_tokenizer(model_args)
+    tokenizer = module["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     probe = make_probe(tokenizer, template)
     notes: list[str] = []
     with written_aside(target) as folder:
         merge = merge_model(tokenizer, probe, model_args, is_reward=finetuning_args.stage == "rm")
         promise = save_export(merge, probe, folder, tokenizer, template, model_args)
+        save_processor(module["processor"], folder, model_args)
         del merge  # room for the copy that is read back
         verify_export(promise, probe, folder, model_args)
         if model_args.export_gguf:

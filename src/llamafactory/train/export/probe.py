@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 
 from ...extras.errors import UserError
 
@@ -89,11 +90,23 @@ def require_close(
 
 
 def require_prompts(tokenizer: "PreTrainedTokenizerBase", probe: Probe) -> None:
-    """Fail where a saved tokenizer's own chat template writes another prompt than this run's template."""
+    """Fail where a saved tokenizer's own chat template writes another prompt than this run's template.
+
+    Templates of multimodal models may read messages as lists of parts only.
+    """
     for dialogue, prompt in zip(probe.dialogues, probe.prompts, strict=True):
+        parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in dialogue]
         found: Any = tokenizer.apply_chat_template(dialogue, add_generation_prompt=True, return_dict=False)
-        if found != prompt:
+        if found != prompt and prompt != _rendered(tokenizer, parts):
             raise UserError(
                 "The export was removed: its own chat template writes another prompt than the template of this run, "
                 f"{tokenizer.decode(found)!r} instead of {tokenizer.decode(prompt)!r}."
             )
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Any) -> Any:
+    """Render messages of parts; a template that joins them to text as strings cannot."""
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    except (TemplateError, TypeError):
+        return None

@@ -1,5 +1,7 @@
 """Writing the merged model, reading it back, and comparing what was written with what was promised."""
 
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from ...data.slot_template import SlotTemplate
 from ...model.dtype import SHORT
 from ...model.loader import load_config, load_weights
 from ...model.model_utils.valuehead import head_of
+from ...model.sources import resolve_model
 from ..rm.padding import separate_padding
 from .merging import Merge
 from .probe import EXACT_TOLERANCE, Probe, require_equal, require_prompts
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 ROUNDING_STEPS = 8
 """How many rounding steps of the export's format the cast may move a logit, as a share of the largest one."""
+
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,25 @@ def save_export(
         merge.logits, rounded, tolerance, f"the model before and after rounding to {SHORT[merge.dtype]}"
     )
     return Promise(rounded, merge.dtype, merge.gap, gap, not model.can_generate())
+
+
+def save_processor(processor: Any, folder: Path, model_args: "ModelArguments") -> None:
+    """Write what a multimodal model reads images and sound with: a local model's own files, else what was loaded.
+
+    The chat template stays the one of this run, which was written with the tokenizer.
+    """
+    source = resolve_model(model_args.model_name_or_path, model_args, needs_weights=False)
+    if isinstance(source, Path):
+        for name in PROCESSOR_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        return
+    if processor is not None:
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            processor.save_pretrained(aside)
+            for name in PROCESSOR_FILES:
+                if (Path(aside) / name).is_file():
+                    shutil.move(Path(aside) / name, folder / name)
 
 
 def cast_parameters(model: torch.nn.Module, dtype: torch.dtype) -> None:
