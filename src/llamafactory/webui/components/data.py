@@ -35,7 +35,7 @@ def create_data_panel(engine: Engine) -> dict[str, Any]:
     with gr.Row():
         made["data_preview_btn"] = gr.Button(size="sm", **_words("data_preview_btn"))
         made["stats_btn"] = gr.Button(size="sm", **_words("stats_btn"))
-        label = _words("upload_btn")["value"]
+        label = _words("upload_btn")["label"]
         types = [f".{kind}" for kind in UPLOAD_TYPES]
         made["upload_btn"] = gr.UploadButton(label, file_types=types, size="sm", visible=not engine.demo_mode)
     made["data_message"] = gr.HTML(elem_classes="messages")

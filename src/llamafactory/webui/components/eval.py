@@ -73,7 +73,7 @@ def _make_predictions(words: Any) -> dict[str, Any]:
         made["page"] = gr.Number(1, precision=0, minimum=1, elem_id="eval-page", **words("page"))
         made["back_btn"] = gr.Button(size="sm", elem_id="eval-back_btn", **words("back_btn"))
         made["forth_btn"] = gr.Button(size="sm", elem_id="eval-forth_btn", **words("forth_btn"))
-        label = words("download_btn")["value"]
+        label = words("download_btn")["label"]
         made["download_btn"] = gr.DownloadButton(label, size="sm", elem_id="eval-download_btn")
     return made
 
