@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from llamafactory.hparams.schema import list_params
 from llamafactory.webui.engine import Engine
 from llamafactory.webui.form import describe_field
 from llamafactory.webui.interface import build_page
@@ -58,3 +59,10 @@ def test_every_element_with_a_label_has_words_in_its_tab() -> None:
         element_id = manager.get_id_by_elem(element)
         if getattr(element, "label", None) is not None:
             assert engine.words(element_id, "en").get("label"), element_id
+
+
+def test_translated_help_is_that_of_the_declaration_in_all_languages() -> None:
+    for key, texts in load_words("help").items():
+        assert set(texts) == set(LANGUAGES), key
+        assert key in list_params("train"), key
+    assert translate_help(list_params("train")["lora_rank"].help, "lora_rank", "ru").startswith("Ширина")

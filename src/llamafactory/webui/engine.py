@@ -33,6 +33,8 @@ class Engine:
         self.runner = Runner(self.places, demo_mode=demo_mode)
         self.chatter: Any = None
         """The chat model of the Chat tab, once that tab is built; one for all visitors, as there is one machine."""
+        self.kept_form: Any = None
+        """The element that stands for what a visitor's own browser keeps of the form."""
         self.fields = fields_of(FORM_TABS)
 
     def change_lang(self, lang: str) -> "dict[Block, dict[str, Any]]":

@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from .components.run_panel import connect_run_panel
+from .components.train_form import connect_reload
 from .engine import Engine, as_language
 from .events import on
 from .offers import user_config
@@ -32,3 +33,4 @@ def connect(engine: Engine, demo: gr.Blocks) -> None:
     on(demo.load, greet, [remembered], [lang])
     if "train.current_run" in manager:
         connect_run_panel(engine, demo)
+        connect_reload(engine, demo)

@@ -22,6 +22,7 @@ from .arguments import (
     load_arguments,
     read_extra,
     run_config,
+    safe_extra,
     word_of,
 )
 from .exchange import to_yaml, without_secrets
@@ -66,11 +67,14 @@ class Form:
     def preview(self, config: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, str]:
         """Return the YAML of a run and the command that starts just that run."""
         shown = without_secrets(config)
-        variables = {
+        return to_yaml(shown), command_line(shown, variables=self.variables(values))
+
+    def variables(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Return the environment that the form asks for beside that of the server: hub and devices."""
+        hub = {
             name: value for name, value in HUB_VARIABLES[hub_of(values)].items() if (value == "1") != is_enabled(name)
         }
-        variables |= device_variables(devices_of(values), None)
-        return to_yaml(shown), command_line(shown, variables=variables)
+        return hub | device_variables(devices_of(values), None)
 
     def start(self, values: Mapping[str, Any], config: Mapping[str, Any], *, queued: bool = False) -> jobs.Run:
         """Start a run (or queue it) and return its place; it needs nobody to look after it."""
@@ -106,7 +110,7 @@ class Form:
         except UserError:
             return None
 
-    def plan(self, config: Mapping[str, Any], language: str) -> dict[str, Any]:
+    def plan(self, config: Mapping[str, Any], values: Mapping[str, Any], language: str) -> dict[str, Any]:
         """Ask the command `plan` what the run will need; UserError where it has no answer."""
         words = [sys.executable, "-m", "llamafactory.cli", "plan", "--json"]
         words += [f"{key}={value}" for key, value in _plan_words(config).items()]
@@ -114,7 +118,7 @@ class Form:
             done = subprocess.run(
                 words,
                 cwd=self.places.work,
-                env=child_environment(CUDA_VISIBLE_DEVICES=""),
+                env=child_environment(**self.variables(values)),
                 capture_output=True,
                 text=True,
                 timeout=PLAN_SECONDS,
@@ -129,6 +133,12 @@ class Form:
             return dict(json.loads(done.stdout))
         except ValueError:
             raise UserError(say("err_plan", language, reason=done.stdout[:200])) from None
+
+
+def kept_values(fields: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the visitor's own browser keeps of the form: all but secrets."""
+    kept = {key: value for key, value in values.items() if not _is_secret(fields.get(key)) and key != "top.lang"}
+    return kept | ({EXTRA: safe_extra(kept[EXTRA])} if EXTRA in kept else {})
 
 
 def hub_of(values: Mapping[str, Any]) -> str:

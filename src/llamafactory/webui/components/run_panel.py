@@ -9,7 +9,7 @@ from .. import jobs, run_view
 from ..engine import Engine, as_language
 from ..events import on
 from ..run_view import LOSS, curve_names, curve_points, empty_view, show_run
-from ..wording import DEFAULT_LANGUAGE, say
+from ..wording import DEFAULT_LANGUAGE
 
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def create_run_panel(engine: Engine) -> "dict[str, Block]":
         made["curve_runs"] = gr.Dropdown(
             [], multiselect=True, max_choices=MAX_COMPARED, elem_id="train-curve_runs", **words("curve_runs")
         )
-    made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar")
-    made["status_box"] = gr.HTML("", elem_id="train-status_box")
+    made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar", elem_classes="maybe")
+    made["status_box"] = gr.HTML("", elem_id="train-status_box", elem_classes="maybe")
     made["loss_viewer"] = gr.LinePlot(
         None,
         x="step",
@@ -46,7 +46,7 @@ def create_run_panel(engine: Engine) -> "dict[str, Block]":
         buttons=["fullscreen", "export"],
         **words("loss_viewer"),
     )
-    made["metrics_box"] = gr.HTML("", elem_id="train-metrics_box")
+    made["metrics_box"] = gr.HTML("", elem_id="train-metrics_box", elem_classes="maybe")
     with gr.Accordion(open=False, elem_id="train-log_tab", elem_classes="fold", **words("log_tab")) as fold:
         made["log_box"] = gr.HTML("", elem_id="train-log_box")
     made["log_tab"] = fold
@@ -65,10 +65,10 @@ def connect_run_panel(engine: Engine, demo: Any) -> None:
     for element in watched:
         on(element.change, panel.show_anew, watched, outputs)
     on(gr.Timer(POLL_SECONDS).tick, panel.show, [*watched, seen], outputs, trigger_mode="once")
-    on(demo.load, panel.choose, [lang], [shown])
-    on(gr.Timer(SEARCH_SECONDS).tick, panel.look_out, [shown, lang], [shown])
-    on(shown.focus, panel.offer, [lang], [shown, get("train.curve_runs")])
-    on(get("train.curve_runs").focus, panel.offer, [lang], [shown, get("train.curve_runs")])
+    on(demo.load, panel.choose, None, [shown])
+    on(gr.Timer(SEARCH_SECONDS).tick, panel.look_out, [shown], [shown])
+    on(shown.focus, panel.offer, None, [shown, get("train.curve_runs")])
+    on(get("train.curve_runs").focus, panel.offer, None, [shown, get("train.curve_runs")])
     plot = get("train.loss_viewer")
     on(plot.select, panel.zoom, None, [plot])
     on(plot.double_click, panel.unzoom, None, [plot])
@@ -79,10 +79,9 @@ def find_shown(engine: Engine, run_id: str | None) -> Path | None:
     return run_view.find_shown(engine.places.saves, run_id)
 
 
-def run_choices(engine: Engine, language: str) -> list[tuple[str, str]]:
-    """Return all runs, newest first, each with its state."""
-    rows = jobs.list_runs(engine.places.saves)
-    return [(f"{row.run_id} - {say(f'state_{row.state}', language)}", row.run_id) for row in rows]
+def run_choices(engine: Engine) -> list[str]:
+    """Return all runs, newest first."""
+    return [row.run_id for row in jobs.list_runs(engine.places.saves)]
 
 
 class _Panel:
@@ -91,25 +90,22 @@ class _Panel:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def choose(self, lang: str) -> Any:
+    def choose(self) -> Any:
         """Show the run that is going on, else the newest one."""
-        language = as_language(lang)
         rows = jobs.list_runs(self.engine.places.saves)
         running = next((row for row in rows if row.state == "running"), rows[0] if rows else None)
-        choices = run_choices(self.engine, language)
-        return gr.update(choices=choices, value=running.run_id if running else None)
+        return gr.update(choices=[row.run_id for row in rows], value=running.run_id if running else None)
 
-    def look_out(self, run_id: str | None, lang: str) -> Any:
+    def look_out(self, run_id: str | None) -> Any:
         """Turn to a run that somebody else started, when the one shown is over."""
         folder = find_shown(self.engine, run_id)
         if folder is not None and not jobs.read_status(folder, with_curves=False).is_over:
             return gr.skip()
-        running = jobs.list_runs(self.engine.places.saves, states=("running",))
-        return self.choose(lang) if running else gr.skip()
+        return self.choose() if jobs.list_runs(self.engine.places.saves, states=("running",)) else gr.skip()
 
-    def offer(self, lang: str) -> Any:
-        choices = run_choices(self.engine, as_language(lang))
-        return gr.update(choices=choices), gr.update(choices=[run_id for _, run_id in choices])
+    def offer(self) -> Any:
+        choices = run_choices(self.engine)
+        return gr.update(choices=choices), gr.update(choices=choices)
 
     def show_anew(self, run_id: str | None, curve: str, others: list[str], lang: str) -> Any:
         return self.show(run_id, curve, others, lang, "")

@@ -69,7 +69,7 @@ class _Buttons:
         updates = self._told(checked, values, language)
         if not checked.problems:
             try:
-                shown = show_plan(self.form.plan(checked.config, language), language)
+                shown = show_plan(self.form.plan(checked.config, values, language), language)
             except UserError as error:
                 shown = notice(str(error), "problem")
             updates |= self._set({"train.plan_box": shown})
@@ -124,7 +124,7 @@ class _Buttons:
             return self._told(Checked(checked.config, found), values, language)
         updates = self._told(checked, values, language)
         updates |= self._set({BOX: notice(say("info_queued" if queued else "info_started", language), "good")})
-        choices = run_choices(self.engine, language)
+        choices = run_choices(self.engine)
         return updates | {self._get(SHOWN): gr.update(choices=choices, value=run.run_id)}
 
     def _read(self, data: dict[Any, Any]) -> tuple[dict[str, Any], str]:

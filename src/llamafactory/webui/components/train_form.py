@@ -9,9 +9,11 @@ from ..engine import FORM_TABS, Engine, as_language
 from ..events import on
 from ..layout import folds_of
 from ..offers import dataset_names, run_names
-from ..train_actions import add_key
+from ..train_actions import add_key, kept_values
 
 
+FORM_KEY = "llamaboard-form"
+"""Where the visitor's own browser keeps the form."""
 DECIDES = ("switch", "choice", "open", "names")
 """Widgets whose value can change what else may be used."""
 
@@ -31,6 +33,24 @@ def standing_elements(engine: Engine) -> "list[Any]":
     return [engine.manager.get_elem_by_id(key) for key in (*engine.fields, *folds_of(FORM_TABS))]
 
 
+def connect_reload(engine: Engine, demo: gr.Blocks) -> None:
+    """Bring back the form that this browser showed last, and grey out what does not go with it."""
+    inputs, standing = form_elements(engine), standing_elements(engine)
+    ids = {engine.manager.get_id_by_elem(element) for element in inputs} - {"top.lang"}
+
+    def bring_back(data: dict[Any, Any]) -> Any:
+        remembered = data.pop(engine.kept_form)
+        values = engine.values(data)
+        new = {key: value for key, value in remembered.items() if key in ids} if isinstance(remembered, dict) else {}
+        language = as_language(values.get("top.lang"))
+        updates: dict[Any, Any] = dict(engine.stand({**values, **new}, language))
+        for element, update in engine.fill(new).items():
+            updates[element] = {**updates.get(element, {}), **update}
+        return updates or {standing[0]: gr.skip()}
+
+    on(demo.load, bring_back, {*inputs, engine.kept_form}, list(dict.fromkeys([*inputs, *standing])))
+
+
 def connect_form(engine: Engine) -> None:
     """Connect the fields with each other."""
     manager = engine.manager
@@ -40,6 +60,12 @@ def connect_form(engine: Engine) -> None:
     def stand(data: dict[Any, Any]) -> Any:
         values = engine.values(data)
         return engine.stand(values, as_language(values.get("top.lang")))
+
+    kept = gr.BrowserState({}, storage_key=FORM_KEY, secret=FORM_KEY)
+
+    def keep(data: dict[Any, Any]) -> Any:
+        """Let the visitor's own browser keep the form, so that a reload brings it back."""
+        return kept_values(engine.fields, engine.values(data))
 
     deciding = [get(key).change for key, field in engine.fields.items() if field.widget in DECIDES]
     deciding += [get("train.val_size").release, get("top.lang").change]
@@ -52,6 +78,12 @@ def connect_form(engine: Engine) -> None:
         show_progress="hidden",
         trigger_mode="always_last",
     )
+
+    texts = [
+        getattr(element, "release", None) or getattr(element, "blur", None) or element.change for element in inputs
+    ]
+    gr.on(texts, keep, inputs, [kept], trigger_mode="always_last", api_visibility="private", show_progress="hidden")
+    engine.kept_form = kept
 
     def offer_datasets(folder: str, stage: str) -> Any:
         names = dataset_names(engine.places, folder, stage)
