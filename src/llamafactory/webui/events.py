@@ -39,3 +39,10 @@ def say_errors(handler: Handler) -> Handler:
             raise gr.Error(escape(redact(str(error))), print_exception=False) from None
 
     return run
+
+
+def shown(text: str) -> Any:
+    """Return an update for a box of HTML, which takes no room while it is empty."""
+    import gradio as gr
+
+    return gr.update(value=text, visible=bool(text))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$>-])")
+MARKDOWN = re.compile(r"[^\w\s.,;:'/=-]|_", re.ASCII)
 
 
 def escape(text: object) -> str:
@@ -15,7 +15,7 @@ def escape(text: object) -> str:
 
 def plain_markdown(text: str) -> str:
     """Return Markdown that shows a text as it is, for places that gradio renders Markdown in."""
-    return MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return MARKDOWN.sub(lambda match: f"&#{ord(match.group())};", " ".join(text.split()))
 
 
 def notice(text: str, kind: str = "info", items: Sequence[str] = ()) -> str:

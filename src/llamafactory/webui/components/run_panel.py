@@ -7,7 +7,7 @@ import gradio as gr
 
 from .. import jobs, run_view
 from ..engine import Engine, as_language
-from ..events import on
+from ..events import on, shown
 from ..run_view import LOSS, curve_names, curve_points, empty_view, show_run
 from ..wording import DEFAULT_LANGUAGE
 
@@ -33,8 +33,8 @@ def create_run_panel(engine: Engine) -> "dict[str, Block]":
         made["curve_runs"] = gr.Dropdown(
             [], multiselect=True, max_choices=MAX_COMPARED, elem_id="train-curve_runs", **words("curve_runs")
         )
-    made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar", elem_classes="maybe")
-    made["status_box"] = gr.HTML("", elem_id="train-status_box", elem_classes="maybe")
+    made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar", visible=False)
+    made["status_box"] = gr.HTML("", elem_id="train-status_box", visible=False)
     made["loss_viewer"] = gr.LinePlot(
         None,
         x="step",
@@ -46,7 +46,7 @@ def create_run_panel(engine: Engine) -> "dict[str, Block]":
         buttons=["fullscreen", "export"],
         **words("loss_viewer"),
     )
-    made["metrics_box"] = gr.HTML("", elem_id="train-metrics_box", elem_classes="maybe")
+    made["metrics_box"] = gr.HTML("", elem_id="train-metrics_box", visible=False)
     with gr.Accordion(open=False, elem_id="train-log_tab", elem_classes="fold", **words("log_tab")) as fold:
         made["log_box"] = gr.HTML("", elem_id="train-log_box")
     made["log_tab"] = fold
@@ -116,17 +116,17 @@ class _Panel:
         folder = find_shown(self.engine, run_id)
         if folder is None or run_id is None:
             view = empty_view(language)
-            return (*view, gr.update(visible=False), gr.skip(), "")
+            return (*map(shown, view), gr.update(visible=False), gr.skip(), "")
         status = jobs.read_status(folder)
         view = show_run(status, language)
         stamp = f"{status.progress.step} {status.state} {run_id} {curve} {others} {lang} {len(status.curves)}"
         if stamp == seen and seen:
-            return (view.bar, view.status, view.log, view.results, gr.skip(), gr.skip(), seen)
+            return (*map(shown, view), gr.skip(), gr.skip(), seen)
         runs = {run_id: status} | self._others(others, run_id)
         points = curve_points(runs, curve)
         plot = gr.update(value=points, visible=not points.empty, y_title=curve)
         names = gr.update(choices=curve_names(status.curves))
-        return (view.bar, view.status, view.log, view.results, plot, names, stamp)
+        return (*map(shown, view), plot, names, stamp)
 
     def zoom(self, event: gr.SelectData) -> Any:
         return gr.update(x_lim=list(event.index))

@@ -90,7 +90,7 @@ def _make_buttons(engine: Engine, words: _Words) -> "dict[str, Block]":
         button("start_btn", "primary")
         button("queue_btn")
         button("stop_btn", "stop")
-    made["output_box"] = gr.HTML("", elem_id="train-output_box", elem_classes="maybe")
+    made["output_box"] = gr.HTML("", elem_id="train-output_box", visible=False)
     with gr.Column(visible=False, elem_id="train-preview") as preview:
         made["preview_yaml"] = gr.Code(
             language="yaml", interactive=False, elem_id="train-preview_yaml", **words("preview_yaml")
@@ -99,5 +99,5 @@ def _make_buttons(engine: Engine, words: _Words) -> "dict[str, Block]":
             language="shell", interactive=False, elem_id="train-preview_command", **words("preview_command")
         )
     made["preview"] = preview
-    made["plan_box"] = gr.HTML("", elem_id="train-plan_box", elem_classes="maybe")
+    made["plan_box"] = gr.HTML("", elem_id="train-plan_box", visible=False)
     return made

@@ -7,7 +7,7 @@ import gradio as gr
 from ...extras.errors import UserError
 from .. import jobs
 from ..engine import Engine, as_language
-from ..events import on
+from ..events import on, shown
 from ..markup import notice
 from ..offers import saved_arguments
 from ..plan_view import show_plan
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from gradio.blocks import Block
 
 Update = Any
-BOX, SHOWN = "train.output_box", "train.current_run"
+BOX, PLAN, SHOWN = "train.output_box", "train.plan_box", "train.current_run"
+BOXES = (BOX, PLAN)
 
 
 def connect_buttons(engine: Engine) -> None:
@@ -32,7 +33,7 @@ def connect_buttons(engine: Engine) -> None:
     box = get(BOX)
     preview = [get(f"train.{name}") for name in ("preview", "preview_yaml", "preview_command")]
     on(get("train.cmd_preview_btn").click, buttons.preview, fields, [box, *preview, *standing])
-    on(get("train.plan_btn").click, buttons.plan, fields, [box, get("train.plan_box"), *standing])
+    on(get("train.plan_btn").click, buttons.plan, fields, [box, get(PLAN), *standing])
     if engine.demo_mode:
         return
     config_path = get("train.config_path")
@@ -69,10 +70,10 @@ class _Buttons:
         updates = self._told(checked, values, language)
         if not checked.problems:
             try:
-                shown = show_plan(self.form.plan(checked.config, values, language), language)
+                text = show_plan(self.form.plan(checked.config, values, language), language)
             except UserError as error:
-                shown = notice(str(error), "problem")
-            updates |= self._set({"train.plan_box": shown})
+                text = notice(str(error), "problem")
+            updates |= self._set({PLAN: text})
         return updates
 
     def save(self, data: dict[Any, Any]) -> Update:
@@ -108,9 +109,9 @@ class _Buttons:
         language = as_language(lang)
         run_dir = find_shown(self.engine, run_id)
         if run_dir is None:
-            return notice(say("err_no_run", language), "warning")
+            return shown(notice(say("err_no_run", language), "warning"))
         jobs.abort(run_dir)
-        return notice(say("info_aborting", language), "warning")
+        return shown(notice(say("info_aborting", language), "warning"))
 
     def _start(self, data: dict[Any, Any], *, queued: bool) -> Update:
         values, language = self._read(data)
@@ -149,4 +150,4 @@ class _Buttons:
         return self.engine.manager.get_elem_by_id(element_id)
 
     def _set(self, values: dict[str, Any]) -> "dict[Block, Any]":
-        return {self._get(key): value for key, value in values.items()}
+        return {self._get(key): shown(value) if key in BOXES else value for key, value in values.items()}
