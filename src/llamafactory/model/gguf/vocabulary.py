@@ -46,9 +46,9 @@ def write_vocabulary(
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_merge_scores(content["model"]["merges"], tokens))
-        writer.add_add_space_prefix(_adds_space(backend))
+        writer.add_add_space_prefix(_adds_space(backend, tokenizer.eos_token))
     elif kind == "Unigram":
-        _write_unigram(writer, content, tokens, adds_space=_adds_space(backend))
+        _write_unigram(writer, content, tokens, adds_space=_adds_space(backend, tokenizer.eos_token))
     else:
         raise UserError(f"export_gguf: llama.cpp has no tokenizer of this kind ({kind}); it has BPE and unigram ones.")
     writer.add_token_list(tokens)
@@ -107,8 +107,14 @@ def _drops_spaces(normalizer: dict[str, Any] | None) -> bool:
     return '" {2,}"' in json.dumps(normalizer)
 
 
-def _adds_space(backend: Any) -> bool:
-    return backend.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
+def _adds_space(backend: Any, special: str | None) -> bool:
+    """Tell whether a word behind a special token gets a space in front.
+
+    llama.cpp treats the start of a text and what follows a special token alike. Where a tokenizer does not (the
+    scheme `first` of Metaspace), chat prompts decide, and those start with a special token.
+    """
+    tokens = backend.encode(f"{special or ''}a", add_special_tokens=False).tokens
+    return tokens[1 if special else 0].startswith(SPACE)
 
 
 def _types(tokenizer: "PreTrainedTokenizerBase", content: dict[str, Any], tokens: Sequence[str]) -> list[TokenType]:
