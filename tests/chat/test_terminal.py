@@ -84,17 +84,36 @@ def test_ctrl_c_stops_the_answer_not_the_program(model: ChatModel, monkeypatch: 
     assert output.getvalue().endswith("[stopped]\n")
 
 
-def test_ctrl_c_at_the_prompt_leaves(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Keyboard(io.StringIO):
-        def readline(self, size: int | None = -1, /) -> str:
-            raise KeyboardInterrupt
+class Keyboard(io.StringIO):
+    """Lines that are typed; ^C stands for the key."""
 
-    monkeypatch.setattr(sys, "stdin", Keyboard())
+    def readline(self, size: int | None = -1, /) -> str:
+        line = super().readline(-1 if size is None else size)
+        if line == "^C\n":
+            raise KeyboardInterrupt
+        return line
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard("^C\n^C\nnever read\n"))
     output = io.StringIO()
 
     talk(model, output)
 
-    assert output.getvalue() == f"{WELCOME}\n\n"
+    assert output.getvalue() == f"{WELCOME}\n\nCtrl-C once more leaves, and so does /exit.\n\n"
+    assert sys.stdin.read() == "never read\n"
+
+
+def test_one_ctrl_c_at_the_prompt_keeps_the_conversation(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard("^C\nCount.\n^C\nexit\nnever read\n"))
+    output = io.StringIO()
+
+    talk(model, output)
+
+    answer = model.chat([{"role": "user", "content": "Count."}])[0].response_text
+    assert f"Assistant: {answer}\n" in output.getvalue()
+    assert output.getvalue().count("Ctrl-C once more") == 2
+    assert sys.stdin.read() == "never read\n"
 
 
 def test_a_turn_that_cannot_be_answered_leaves_no_trace(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The `chat` command: a conversation in the terminal, streamed, with thoughts shown dim and tools answered by hand.
 
-Ctrl-C while the model answers stops the answer; at the prompt it leaves, as the end of input does.
+Ctrl-C while the model answers stops the answer; at the prompt it drops what is typed, and twice in a row it leaves, as
+the end of input does.
 """
 
 import re
@@ -58,7 +59,7 @@ def talk(model: "ChatModel", output: TextIO) -> None:
     """Read from the terminal, answer, repeat."""
     session = Session(model, output)
     session.say(f"{WELCOME}\n")
-    while (text := session.ask("\nUser: ")) is not None:
+    while (text := session.ask("\nUser: ", is_patient=True)) is not None:
         if not session.handle(text):
             return
 
@@ -186,14 +187,23 @@ class Session:
         """Leave."""
         return False
 
-    def ask(self, prompt: str) -> str | None:
-        """Return what the user typed, of one line or several; None when there is nothing more to come."""
+    def ask(self, prompt: str, *, is_patient: bool = False) -> str | None:
+        """Return what the user typed, of one line or several; None when there is nothing more to come.
+
+        A patient question is asked again after the first Ctrl-C: it may have been meant for an answer that just ended.
+        """
         while True:
             try:
                 return self._read(prompt)
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 self.say("\n")
                 return None
+            except KeyboardInterrupt:
+                self.say("\n")
+                if not is_patient:
+                    return None
+                is_patient = False
+                self.say("Ctrl-C once more leaves, and so does /exit.\n")
             except UnicodeDecodeError as error:
                 self.say(f"That was not readable as {error.encoding} text; please type it again.\n")
 
