@@ -45,8 +45,12 @@ def rolled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return torch.cat([first, second.roll(size // 2, dims=2)], dim=1).transpose(1, 2)
 
 
+GROUP = 8
+"""A quarter of 32 tokens."""
+
+
 def read_shifted(heads: Any, mask: torch.Tensor | None, **case: Any) -> torch.Tensor:
-    return attend_shifted(Layer(), heads[0], heads[1], heads[2], mask, **case)[0]
+    return attend_shifted(Layer(), heads[0], heads[1], heads[2], mask, group_len=GROUP, **case)[0]
 
 
 def heads_of(num_rows: int, num_heads: int, num_keys: int, length: int) -> Heads:
@@ -70,7 +74,7 @@ def test_half_of_the_heads_read_shifted_groups_as_in_the_paper(num_heads: int, n
         assert_close(one.grad, two.grad)
 
 
-def test_texts_in_one_row_and_padded_texts_are_cut_by_their_own_lengths() -> None:
+def test_texts_in_one_row_and_padded_texts_each_begin_with_a_group_of_their_own() -> None:
     lengths = [32, 16, 3, 1, 8]
     alone: Any = [heads_of(1, 4, 2, length) for length in lengths]
     expected = torch.cat([read_shifted(heads, None) for heads in alone], dim=1)
@@ -88,13 +92,21 @@ def test_texts_in_one_row_and_padded_texts_are_cut_by_their_own_lengths() -> Non
         assert_close(found, read_shifted(alone[1], None))
 
 
+def test_a_text_shorter_than_half_a_group_is_read_as_with_full_attention() -> None:
+    query, key, value = heads_of(1, 4, 2, GROUP // 2)
+
+    full = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+    assert_close(read_shifted((query, key, value), None), full.transpose(1, 2))
+
+
 FAMILIES = ["llama", "qwen3", "gemma2", "mistral", "gpt2"]
 
 
 def shifted(family: str) -> tuple[Any, Any]:
     plain, model = family_model(family, "eager"), family_model(family, None)
     model.load_state_dict(plain.state_dict())
-    use_shifted_attention(model, "auto")
+    use_shifted_attention(model, "auto", 24)
     return plain.eval(), model
 
 
@@ -107,7 +119,7 @@ def test_n9_n14_a_shifted_model_answers_with_full_attention(family: str) -> None
     mask[0, 11:] = 0
     expected = plain(input_ids=ids, attention_mask=mask).logits
 
-    assert attention_in_use(model) == "llamafactory_shifted"
+    assert attention_in_use(model) == "llamafactory_shifted_6"
     assert takes_bounds(model)
     model.eval()
     for use_cache in (False, True):
@@ -141,4 +153,4 @@ def test_n14_in_training_a_padded_row_is_the_row_alone_and_differs_from_full_att
 
 def test_an_attention_that_cannot_be_exchanged_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be exchanged"):
-        use_shifted_attention(family_model("mamba", None), "auto")
+        use_shifted_attention(family_model("mamba", None), "auto", 24)

@@ -50,7 +50,7 @@ class BaseModelArguments(Arguments):
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
     """Attention kernel: `auto` takes ours in training, else the model's best one; `disabled` the plain reference."""
     shift_attn: bool = False
-    """Trains with attention in shifted groups, a quarter of a text each (LongLoRA): cheaper for long texts."""
+    """Trains with attention in shifted groups of `cutoff_len` / 4 tokens (LongLoRA): cheaper for long texts."""
     mixture_of_depths: Literal["convert", "load"] | None = None
     """Gives every second layer a router that picks the tokens it computes (`convert`), or loads such a model."""
     use_unsloth: bool = False

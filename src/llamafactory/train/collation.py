@@ -54,7 +54,7 @@ def choose_layout(
             raise UserError(f"A mixture of depths chooses among the tokens of a whole row; {ADVICE}.")
         return PADDED
     if arguments.model.shift_attn:
-        use_shifted_attention(model, arguments.model.flash_attn)
+        use_shifted_attention(model, arguments.model.flash_attn, data.cutoff_len)
     else:
         use_flat_attention(model, arguments.model.flash_attn)
     if data.padding_free and not joins_rows:

@@ -18,8 +18,7 @@ def settled_schedule(args: Seq2SeqTrainingArguments, num_steps: int) -> Iterator
     settings: dict[str, Any] = dict(given or {})
     if args.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in settings:
         left = num_steps - args.get_warmup_steps(num_steps)
-        stable = settings.setdefault("num_stable_steps", left // PLATEAU)
-        settings["num_decay_steps"] = max(left - stable, 0)
+        settings["num_decay_steps"] = max(left - settings.get("num_stable_steps", left // PLATEAU), 0)
     args.lr_scheduler_kwargs = settings
     try:
         yield

@@ -49,8 +49,8 @@ def use_flat_attention(model: nn.Module, flash_attn: str) -> None:
         base.set_attn_implementation(FLAT_ATTENTION)
 
 
-def use_shifted_attention(model: nn.Module, flash_attn: str) -> None:
-    """Give a model that is trained the attention of LongLoRA, which is our own kernel on groups of tokens."""
+def use_shifted_attention(model: nn.Module, flash_attn: str, cutoff_len: int) -> None:
+    """Give a model that is trained on texts of up to `cutoff_len` tokens the attention of LongLoRA."""
     base: Any = unwrapped(model)
     in_chunks = getattr(base.config.get_text_config(), "attention_chunk_size", None) is not None
     if in_chunks or not hasattr(base, "set_attn_implementation") or not can_attend_flat(base):
@@ -60,8 +60,7 @@ def use_shifted_attention(model: nn.Module, flash_attn: str) -> None:
         )
     if flash_attn != "auto":
         logger.info("flash_attn %s is not used: shifted attention has a kernel of its own.", flash_attn)
-    register_shifted_attention()
-    base.set_attn_implementation(SHIFTED_ATTENTION)
+    base.set_attn_implementation(register_shifted_attention(cutoff_len))
 
 
 def attention_in_use(model: nn.Module) -> str:
@@ -78,4 +77,4 @@ def shares_prefixes(model: nn.Module) -> bool:
 def takes_bounds(model: nn.Module) -> bool:
     """Whether the kernel of a model takes the bounds of documents, so that it computes nothing between them."""
     name = attention_in_use(model)
-    return name in (FLAT_ATTENTION, SHIFTED_ATTENTION) or "flash" in name
+    return name == FLAT_ATTENTION or name.startswith(SHIFTED_ATTENTION) or "flash" in name

@@ -1,14 +1,16 @@
 """Shifted sparse attention (S2-Attn of LongLoRA, arxiv.org/abs/2309.12307), in training only.
 
-A document of L tokens is cut into four groups of L / 4, and attention stays within a group. Half of the heads read
-groups that are shifted by half a group, so that what is learned passes from one group to the next. The cost falls to
-about a quarter, and since nothing but the pattern changes, the model answers with its full attention afterwards.
+A text is cut into groups of a quarter of the longest length that is trained (`cutoff_len`), and attention stays within
+a group. Half of the heads read groups that are shifted by half a group, so that what is learned passes from one group
+to the next. The cost of a whole text falls to about a quarter, and since nothing but the pattern changes, the model
+answers with its full attention afterwards. A text that is shorter than a group is read whole by the first heads.
 
 The paper rolls the tokens, so the last group of the shifted heads would hold the end of a text and its beginning; the
 two do not see each other here, as they are half a group each. Groups lie within documents: in packed rows and flat
-batches every document is cut by its own length, and in padded rows padding is no part of a text.
+batches every document begins with a group of its own, and in padded rows padding is no part of a text.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -22,15 +24,18 @@ from .flat_attention import are_documents, attend, find_documents, lay_flat, mak
 
 
 SHIFTED_ATTENTION = "llamafactory_shifted"
-"""The name under which transformers knows it."""
+"""How the name begins under which transformers knows it; the length of a group follows."""
 NUM_GROUPS = 4
-"""A group is a quarter of the text: the ratio that the paper recommends."""
+"""A group is a quarter of the longest text: the ratio that the paper recommends."""
 
 
-def register_shifted_attention() -> None:
-    """Make the name known to transformers; again is no harm."""
-    AttentionInterface.register(SHIFTED_ATTENTION, attend_shifted)
-    AttentionMaskInterface.register(SHIFTED_ATTENTION, make_padding_mask)
+def register_shifted_attention(cutoff_len: int) -> str:
+    """Make the attention for texts of so many tokens known to transformers, and return its name."""
+    group_len = max(cutoff_len // NUM_GROUPS, 2)
+    name = f"{SHIFTED_ATTENTION}_{group_len}"
+    AttentionInterface.register(name, functools.partial(attend_shifted, group_len=group_len))
+    AttentionMaskInterface.register(name, make_padding_mask)
+    return name
 
 
 def make_padding_mask(
@@ -44,7 +49,14 @@ def make_padding_mask(
 
 
 def attend_shifted(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **case: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    group_len: int,
+    **case: Any,
 ) -> tuple[Tensor, None]:
     """Return what every token reads, [B, T, H, E]: in its group while the module trains, else in its whole text."""
     if attention_mask is not None and attention_mask.dim() == 2 and case.get("cu_seq_lens_q") is None:
@@ -59,8 +71,8 @@ def attend_shifted(
     scores = scores_of(query, case)
     read = torch.cat(
         [
-            document_attention(*plain, cut_documents(documents, is_shifted=False), scores),
-            document_attention(*shifted, cut_documents(documents, is_shifted=True), scores),
+            document_attention(*plain, cut_documents(documents, group_len, 0), scores),
+            document_attention(*shifted, cut_documents(documents, group_len, group_len // 2), scores),
         ],
         dim=1,
     )
@@ -81,22 +93,22 @@ def split_heads(
     return tuple(first), tuple(second)  # pyright: ignore[reportReturnType]
 
 
-def cut_documents(documents: Documents, *, is_shifted: bool) -> Documents:
-    """Return the bounds of the groups, made on the device: at quarters of each document, or half a quarter later.
+def cut_documents(documents: Documents, group_len: int, shift: int) -> Documents:
+    """Return the bounds of the groups, made on the device: each document anew, with a first group of `shift` if any.
 
-    A document of fewer tokens than groups leaves some of them empty, which only kernels on accelerators take.
+    There are as many bounds for every document as for the longest; those beyond its end make empty groups, which only
+    kernels on accelerators take.
     """
     starts, lengths = documents.bounds_N[:-1], documents.bounds_N.diff()
-    shares = torch.arange(NUM_GROUPS, device=starts.device)
-    if is_shifted:
-        inner = (2 * shares + 1) * lengths.unsqueeze(1) // (2 * NUM_GROUPS)
-        inner = torch.cat([torch.zeros_like(inner[:, :1]), inner], dim=1)
-    else:
-        inner = shares * lengths.unsqueeze(1) // NUM_GROUPS
-    bounds = torch.cat([(starts.unsqueeze(1) + inner).flatten(), documents.bounds_N[-1:]]).to(torch.int32)
+    num_cuts = max(-(-(documents.longest - shift) // group_len), 0)
+    inner = torch.arange(num_cuts, device=starts.device) * group_len + shift
+    if shift:
+        inner = torch.cat([inner.new_zeros(1), inner])
+    bounds = starts.unsqueeze(1) + torch.minimum(inner, lengths.unsqueeze(1))
+    bounds = torch.cat([bounds.flatten(), documents.bounds_N[-1:]]).to(torch.int32)
     if bounds.device.type == "cpu":
         bounds = bounds.unique_consecutive()
-    return Documents(bounds, -(-documents.longest // NUM_GROUPS) + 1)
+    return Documents(bounds, min(group_len, documents.longest))
 
 
 def padding_bounds(mask_BT: Tensor) -> Tensor:
