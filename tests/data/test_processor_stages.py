@@ -94,7 +94,7 @@ def test_n13_the_blocks_one_after_the_other_are_the_stream_of_the_texts(lengths:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=WORDS, chosen=WORDS, rejected=WORDS, cutoff=st.integers(1, 50))
-def test_n21_both_answers_stand_behind_the_same_prompt_however_they_are_cut(
+def test_n21_n29_both_answers_stand_behind_the_same_prompt_however_they_are_cut(
     tiny_tokenizer: Any, prompt: str, chosen: str, rejected: str, cutoff: int
 ) -> None:
     (row,) = processor(PairwiseDatasetProcessor, tiny_tokenizer, cutoff_len=cutoff).process(
