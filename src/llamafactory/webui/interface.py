@@ -137,6 +137,7 @@ def _launch(demo: "Blocks", settings: Settings) -> None:
         max_file_size=MAX_UPLOAD,
         ssr_mode=False,
         enable_monitoring=False,
+        _frontend=False,  # else a machine too busy to answer itself within 3 s ends in advice about proxies
         **launch_look(),
     )
 
