@@ -5,6 +5,8 @@ from typing import Any
 
 
 STYLES = [Path(__file__).with_name("assets") / name for name in ("board.css", "tabs.css")]
+FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "Helvetica Neue", "Arial", "sans-serif")
+"""The reader's own, which have all five languages; nothing is downloaded."""
 
 
 def launch_look() -> dict[str, Any]:
@@ -18,5 +20,6 @@ def launch_look() -> dict[str, Any]:
         radius_size=gr.themes.sizes.radius_md,
         spacing_size=gr.themes.sizes.spacing_md,
         text_size=gr.themes.sizes.text_md,
+        font=FONTS,
     )
     return {"theme": theme, "css_paths": STYLES, "footer_links": []}
