@@ -175,6 +175,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"mixture_of_depths": "load", "packing": True}, "with mixture of depths every row is one text"),
     ({"mixture_of_depths": "load", "quantization_bit": 4}, "routers need whole weights"),
     ({"mixture_of_depths": "load", "fsdp": ["full_shard"]}, "its routers are added to a model that is whole"),
+    ({"mixture_of_depths": "load", "use_asft_loss": True}, "its choice of tokens looks ahead"),
     ({"use_asft_loss": True, "shift_attn": True}, "shift_attn: true cannot go with use_asft_loss: true"),
     ({"stage": "ppo", "reward_model": "r", "finetuning_type": "full"}, "take reward_model_type full or api"),
     ({"stage": "dpo", "pref_loss": "ipo", "dpo_label_smoothing": 0.1}, "smoothing belongs to the losses sigmoid"),

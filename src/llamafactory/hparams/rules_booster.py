@@ -35,9 +35,11 @@ def _fits_shards(view: View) -> Iterator[Violation]:
                 yield Violation((row.switch, name), message)
 
 
-def _shifted(view: View) -> Iterator[Violation]:
-    if view.shift_attn and view.use_asft_loss:
-        yield view.clash("shift_attn", "use_asft_loss", BOOSTERS["shifted"].why)
+def _compared(view: View) -> Iterator[Violation]:
+    """A loss that compares with the starting model needs one that reads a text in the same way."""
+    for row in (BOOSTERS["shifted"], BOOSTERS["depths"]):
+        if getattr(view, row.switch) and view.use_asft_loss:
+            yield view.clash(row.switch, "use_asft_loss", row.why)
 
 
 def _depths(view: View) -> Iterator[Violation]:
@@ -89,4 +91,4 @@ def _chosen(view: View) -> Iterator[BoosterRow]:
             yield row
 
 
-RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _shifted, _depths, _unsloth)
+RULES = (_fits_stage, _fits_method, _fits_rows, _fits_shards, _compared, _depths, _unsloth)
