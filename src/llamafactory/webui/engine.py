@@ -8,7 +8,7 @@ from .availability import Standing, judge, missing_package
 from .form import describe_field, offered
 from .layout import Field, fields_of, find_field, folds_of
 from .manager import Manager
-from .markup import plain_markdown
+from .markup import plain_info
 from .places import Places, read_places
 from .runner import Runner
 from .wording import DEFAULT_LANGUAGE, LANGUAGES, say, words_of
@@ -117,9 +117,9 @@ def _look(field: Field, standing: Standing, language: str, problems: list[str]) 
     }
     if standing.reason:
         text = f"{say('word_unavailable', language)} {standing.reason}"
-        look |= {"info": plain_markdown(text), "elem_classes": [UNUSABLE]}
+        look |= {"info": plain_info(text), "elem_classes": [UNUSABLE]}
     if problems:
-        look |= {"info": plain_markdown("; ".join(problems)), "elem_classes": [PROBLEM], "interactive": True}
+        look |= {"info": plain_info("; ".join(problems)), "elem_classes": [PROBLEM], "interactive": True}
         look["visible"] = True
     if field.widget in ("choice", "open"):
         look["choices"] = [

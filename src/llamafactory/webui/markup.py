@@ -1,11 +1,10 @@
 """HTML of the messages. Everything that comes from a form, a log or a file is escaped here, in one place."""
 
 import html
-import re
 from collections.abc import Iterable, Sequence
 
 
-MARKDOWN = re.compile(r"[^\w\s.,;:'/=-]|_", re.ASCII)
+LINK_BREAK = "]\u200b("  # an invisible space keeps `](` from becoming a link
 
 
 def escape(text: object) -> str:
@@ -13,9 +12,9 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def plain_markdown(text: str) -> str:
-    """Return Markdown that shows a text as it is, for places that gradio renders Markdown in."""
-    return MARKDOWN.sub(lambda match: f"&#{ord(match.group())};", " ".join(text.split()))
+def plain_info(text: str) -> str:
+    """Return text for the line under a field: gradio escapes HTML there, and makes links and code."""
+    return " ".join(text.split()).replace("](", LINK_BREAK)
 
 
 def notice(text: str, kind: str = "info", items: Sequence[str] = ()) -> str:
