@@ -16,6 +16,8 @@ class QuantizerRow(Capability):
     """Values of quantization_bit, for one that quantizes while loading; none: it is recognised from a checkpoint."""
     pack: str = ""
     """What packs the weights of a model that was loaded whole, as "module:attribute", where transformers does not."""
+    also: str | None = None
+    """A further module that must be installed."""
     becomes_whole: bool = False
     """Its weights can be turned back, so adapters can be merged into what comes out."""
     takes_dora: bool = False
@@ -62,7 +64,13 @@ QUANTIZERS = by_name(
             needs="hqq",
             bits=(1, 2, 3, 4, 5, 6, 8),
         ),
-        QuantizerRow(name="gptq", title="GPTQ checkpoints", build=f"{OWN}.configs:stored_config", package="gptqmodel"),
+        QuantizerRow(
+            name="gptq",
+            title="GPTQ checkpoints",
+            build=f"{OWN}.configs:stored_config",
+            package="gptqmodel",
+            also="optimum",
+        ),
         QuantizerRow(
             name="awq",
             title="AWQ checkpoints",

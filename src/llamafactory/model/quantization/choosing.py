@@ -102,6 +102,8 @@ def find_row(name: str) -> QuantizerRow:
         raise UserError(f"{row.title} needs a device of the kind {' or '.join(row.devices)}; this is a CPU run.")
     if row.package is not None:
         require(row.package, row.needs, row.title)
+    if row.also is not None:
+        require(row.also, None, row.title)
     return row
 
 

@@ -2,8 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from ...extras.errors import UserError
+from ..modules import is_linear
 from .packed import PACKED_BY
 
 
@@ -16,19 +20,22 @@ def settle_packing(model: PreTrainedModel, request: "LoadRequest") -> PreTrained
     if request.is_trainable:
         _keep_packed_once(model)
         _take_torchao_over(model)
+        _require_gradients(model, request.dtypes.frozen)
     return model
 
 
 def _keep_packed_once(model: PreTrainedModel) -> None:
-    """bitsandbytes packs weights once more, on CPUs with AVX512-BF16, when they first answer without a gradient.
+    """Some packages pack weights once more when they first answer without a gradient, for good.
 
-    The product with weights that were packed again has no derivative (bitsandbytes 0.50, matmul_4bit), and nothing
-    packs them back: after one evaluation, the gradient would end at every layer without a word.
+    bitsandbytes 0.50 does on CPUs with AVX512-BF16 (matmul_4bit), gptqmodel 7.6 on every CPU. The product with what
+    was packed again has no derivative: after one evaluation, the gradient would end at every layer without a word.
     """
     for module in model.modules():
+        layer: Any = module
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            layer: Any = module
             layer.support_avx512bf16_for_cpu = False
+        if hasattr(module, "linear_mode"):
+            layer.linear_mode = "train"
 
 
 def _take_torchao_over(model: PreTrainedModel) -> None:
@@ -38,3 +45,25 @@ def _take_torchao_over(model: PreTrainedModel) -> None:
     if getattr(inner, "is_quantized", False) and getattr(config, "quant_method", "") == "torchao":
         inner.is_quantized = False
         vars(model)[PACKED_BY] = "torchao"
+
+
+def _require_gradients(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuse layers that give no gradient, once they have answered without one: adapters below would learn nothing."""
+    kinds = {type(module): module for module in model.modules() if is_linear(module) and _is_packed(module)}
+    for kind, module in kinds.items():
+        layer: Any = module
+        device = next(iter(module.buffers()), next(iter(module.parameters()), torch.empty(0))).device
+        x = torch.zeros(2, layer.in_features, dtype=dtype, device=device)
+        with torch.no_grad():
+            layer.eval()(x)
+        if not layer.train()(x.requires_grad_()).requires_grad:
+            raise UserError(
+                f"The quantized layers here ({kind.__name__}) give no gradient, so nothing could be trained on them; "
+                "use quantization_bit on the 16-bit parent."
+            )
+
+
+def _is_packed(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    is_whole = type(weight) is nn.Parameter and weight.is_floating_point()
+    return not is_whole
