@@ -63,7 +63,8 @@ def build_page(engine: Engine) -> "Blocks":
     with gr.Blocks(title=_title(), analytics_enabled=False, fill_width=True) as demo:
         engine.manager.add_elems("head", _make_head())
         engine.manager.add_elems("top", create_top(engine))
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
+            engine.manager.add_elems("tabs", {"all": tabs})
             for row in TABS:
                 if engine.demo_mode and not row.in_demo:
                     continue

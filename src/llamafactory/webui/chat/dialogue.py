@@ -3,7 +3,6 @@
 Nothing is written to: every step returns a new dialogue, so that a half-written answer never spoils an earlier one.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -11,6 +10,7 @@ from ...chat.answer_parts import AnswerParts
 from ...chat.answer_syntax import Marks
 from ...chat.terminal import parts_as_message
 from ...data.conversation import Message, Role
+from ...data.media.medium import MediaKind, Medium
 
 
 Note: TypeAlias = Literal["", "stopped", "cut"]
@@ -26,6 +26,15 @@ class Media:
 
     def __bool__(self) -> bool:
         return bool(self.images or self.videos or self.audios)
+
+    def as_parts(self) -> tuple[Medium, ...]:
+        """Return them as parts of a message, in front of its text."""
+        kinds: tuple[tuple[MediaKind, tuple[str, ...]], ...] = (
+            ("image", self.images),
+            ("video", self.videos),
+            ("audio", self.audios),
+        )
+        return tuple(Medium(kind, path) for kind, paths in kinds for path in paths)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,13 @@ class Turn:
 
     def as_message(self, marks: tuple[Marks, ...]) -> Message:
         """Return what a model reads."""
-        return Message(self.role, self.text) if self.parts is None else parts_as_message(self.parts, marks)
+        if self.parts is not None:
+            return parts_as_message(self.parts, marks)
+        return (
+            Message(self.role, self.text, parts=(*self.media.as_parts(), self.text))
+            if self.media
+            else Message(self.role, self.text)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,21 +101,8 @@ class Dialogue:
         """Return what a model reads."""
         return [turn.as_message(marks) for turn in self.turns if not turn.error]
 
-    def media(self) -> Media:
-        """Return the files of all turns that a model reads, in order."""
-        read = [turn.media for turn in self.turns if not turn.error]
-        return Media(
-            _joined(media.images for media in read),
-            _joined(media.videos for media in read),
-            _joined(media.audios for media in read),
-        )
-
     @property
     def expects_results(self) -> bool:
         """Whether the last answer called tools, whose results come next."""
         last = self.turns[-1] if self.turns else None
         return last is not None and last.parts is not None and bool(last.parts.calls)
-
-
-def _joined(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(item for group in groups for item in group)

@@ -38,6 +38,12 @@ class Voice:
         """How answers of the model are written."""
         return find_syntax(self.model.engine.template, self.model.engine.tokenizer)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the model takes beside text: image, video, audio."""
+        writer = getattr(self.model.engine, "media", None)
+        return frozenset(writer.kinds) if writer is not None else frozenset()
+
 
 @dataclass(frozen=True)
 class Plan:

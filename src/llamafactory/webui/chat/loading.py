@@ -13,12 +13,14 @@ from ..tab_form import TabForm
 from ..wording import page_words
 from .desk import ChatDesk
 from .handlers import QUIET, Updates
+from .loaded import ModelSlot
 
 
 LOAD_ERRORS = (UserError, OSError, ValueError, RuntimeError, ImportError)
 """What libraries raise when a model is not there, does not fit into memory, or is broken."""
 
 
+MEDIA = ("image", "video", "audio")
 CHECKPOINT = "top.checkpoint_path"
 
 
@@ -44,7 +46,8 @@ class LoadHandlers:
         """Tie the handlers to their events."""
         made = self.elements
         inputs = {*self.form.inputs, made["compare"], self.lang}
-        outputs = [made[name] for name in ("info_box", "chat_box", "chatbot_base", "messages", "chatbot")]
+        names = ("info_box", "chat_box", "chatbot_base", "messages", "chatbot", "mm_box", *MEDIA)
+        outputs = [made[name] for name in names]
         made["load_btn"].click(self.load, inputs=inputs, outputs=outputs, **QUIET)
         this_page().load(self.state, inputs=[self.lang], outputs=outputs, **QUIET)
         self.lang.change(self.state, inputs=[self.lang], outputs=outputs, **QUIET)
@@ -82,6 +85,7 @@ class LoadHandlers:
             self.elements["info_box"]: labels[words].format(name=shown_name(slot.arguments)),
             self.elements["chat_box"]: gr.update(visible=slot.is_loaded),
             self.elements["chatbot_base"]: gr.update(visible=len(slot.voices) > 1),
+            **shown_media(self.elements, slot),
         }
 
     def _read(self, values: Mapping[Any, Any]) -> Wanted:
@@ -97,6 +101,13 @@ class LoadHandlers:
         if problems:
             raise JobError(problems)
         return wanted
+
+
+def shown_media(elements: Mapping[str, Any], slot: ModelSlot) -> Updates:
+    """Show the boxes of what the loaded model takes beside text."""
+    reads = slot.voice().reads if slot.is_loaded else frozenset()
+    boxes: Updates = {elements[name]: gr.update(visible=name in reads) for name in MEDIA}
+    return {elements["mm_box"]: gr.update(visible=bool(reads)), **boxes}
 
 
 def load_demo(desk: ChatDesk) -> None:

@@ -19,10 +19,12 @@ HEIGHT = "max(320px, calc(100vh - 480px))"
 def create_chat_box(engine: Engine, visible: bool = False) -> "tuple[Component, Component, dict[str, Any]]":
     """Make the chat box where the caller stands; return (the chat, its state, the elements by name)."""
     made: dict[str, Any] = {}
+    reads = engine.chatter.slot.voice().reads if engine.chatter.slot.is_loaded else frozenset()
     with gr.Column(visible=visible, elem_classes="chat-box") as made["chat_box"], gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             _make_chats(made)
             _make_input(made)
+            _make_media(made, reads)
         with gr.Column(scale=1, min_width=240):
             _make_controls(made)
     messages = gr.State(())
@@ -69,10 +71,21 @@ def _make_input(made: dict[str, Any]) -> None:
         made["system"] = gr.Textbox(lines=2, elem_id="infer-system", **_words("system"))
         made["tools"] = gr.Textbox(lines=4, elem_id="infer-tools", **_words("tools"))
         made["tools_problem"] = gr.Markdown(visible=False, elem_classes="problem", elem_id="infer-tools_problem")
-    with gr.Accordion(open=False, visible=False, elem_classes="fold", **_words("mm_box")) as made["mm_box"], gr.Row():
-        made["image"] = gr.Image(type="filepath", elem_id="infer-image", height=200, **_words("image"))
-        made["video"] = gr.Video(elem_id="infer-video", height=200, **_words("video"))
-        made["audio"] = gr.Audio(type="filepath", elem_id="infer-audio", **_words("audio"))
+
+
+def _make_media(made: dict[str, Any], reads: frozenset[str]) -> None:
+    """Make the boxes of what a model may take beside text; only those that the loaded model takes are shown."""
+    with (
+        gr.Accordion(
+            open=True, visible=bool(reads), elem_id="infer-mm_box", elem_classes="fold", **_words("mm_box")
+        ) as made["mm_box"],
+        gr.Row(),
+    ):
+        made["image"] = gr.Image(
+            type="filepath", visible="image" in reads, elem_id="infer-image", height=220, **_words("image")
+        )
+        made["video"] = gr.Video(visible="video" in reads, elem_id="infer-video", height=220, **_words("video"))
+        made["audio"] = gr.Audio(type="filepath", visible="audio" in reads, elem_id="infer-audio", **_words("audio"))
 
 
 def _make_controls(made: dict[str, Any]) -> None:

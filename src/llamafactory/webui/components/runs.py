@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import gradio as gr
 
 from .. import jobs
+from ..arguments import EXTRA, MODEL_NAME, from_config
 from ..engine import Engine
 from ..markup import notice
 from ..run_view import curve_points
@@ -14,6 +15,7 @@ from ..runs_page import (
     chosen_runs,
     delete_runs,
     list_rows,
+    one_run,
     resume_runs,
     show_runs,
     stop_runs,
@@ -133,6 +135,9 @@ class RunsHandlers:
             ("stop_btn", self.stop),
         ):
             made[name].click(action, chosen, [made["message"]], **QUIET)
+        self.form = [self.engine.manager.get_elem_by_id(key) for key in (*self.engine.fields, MODEL_NAME, EXTRA)]
+        self.tabs = self.engine.manager.get_elem_by_id("tabs.all")
+        made["clone_btn"].click(self.clone, chosen, [made["message"], self.tabs, *self.form], **QUIET)
         made["delete_btn"].click(self.ask_delete, chosen, [made["message"], made["_confirm"]], **QUIET)
         made["keep_btn"].click(self.keep, None, [made["message"], made["_confirm"]], **QUIET)
         made["confirm_btn"].click(self.delete, chosen, [made["message"], made["_confirm"], made["chosen"]], **QUIET)
@@ -184,6 +189,17 @@ class RunsHandlers:
     def stop(self, chosen: list[str], lang: str) -> str:
         """Stop the chosen runs."""
         return self._do(chosen, lang, "stopping", lambda runs: stop_runs(self.engine.places, runs))
+
+    def clone(self, chosen: list[str], lang: str) -> Updates:
+        """Put what a run was told into the form of the Train tab, and turn to it."""
+        try:
+            run = one_run(chosen_runs(self.root, chosen), lang)
+            loaded = from_config(self.engine.fields, jobs.clone_run(self.root, run).config)
+        except ValueError as error:
+            return {self.made["message"]: notice(str(error), "problem")}
+        filled = {item: update for item, update in self.engine.fill(loaded.values).items() if item in self.form}
+        text = page_words("runs", lang)["copied"].format(names=run)
+        return {self.made["message"]: notice(text, "good"), self.tabs: gr.update(selected="train"), **filled}
 
     def ask_delete(self, chosen: list[str], lang: str) -> Updates:
         """Ask once more before anything is deleted."""
