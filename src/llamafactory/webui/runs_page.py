@@ -115,7 +115,8 @@ def _each(run_ids: Sequence[str], action: Callable[[str], None]) -> list[str]:
 def _cells(row: "jobs.RunRow", states: Words) -> list[str]:
     progress = jobs.read_progress(row.run_dir)
     share = "" if progress.percentage is None else f"{progress.percentage:.0f} %"
-    kind = str(row.config.get("stage", "")) if row.command == "train" else row.command
+    kind = row.command if row.command != "train" else str(row.config.get("stage", "sft"))
+    kind = kind if row.command != "train" or row.config.get("do_train") else f"{kind} (eval)"
     loss = progress.metrics.get("loss")
     changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed))
     return [row.run_id, states.get(row.state, row.state), kind, share, "" if loss is None else f"{loss:.4f}", changed]

@@ -7,6 +7,7 @@ import gradio as gr
 
 from ...data.conversation import Role
 from ...extras.errors import UserError
+from ..markup import escape
 from ..wording import page_words
 from .answering import check_tools
 from .desk import ChatDesk, Dialogues, read_settings
@@ -70,7 +71,7 @@ class ChatHandlers:
             read_settings(given)
             dialogues = self.desk.speak(given["messages"] or (), str(given["role"]), text, media)
         except UserError as error:
-            gr.Warning(plain_line(str(error), 500))
+            gr.Warning(escape(str(error)[:500]))
             yield {}
             return
         emptied = {self.elements[name]: None for name in ("image", "video", "audio")}
@@ -158,7 +159,7 @@ class ChatHandlers:
                 answered = state
                 yield self._shown(given, state, is_writing=True)
         except UserError as error:
-            gr.Warning(plain_line(str(error), 500))
+            gr.Warning(escape(str(error)[:500]))
         is_called = any(dialogue.expects_results for dialogue in answered)
         yield (
             self._shown(given, answered)

@@ -26,12 +26,12 @@ def create_job_panel(engine: Engine, tab: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     with gr.Group(elem_classes="open"):
         made["result_of"] = gr.Dropdown([], value=None, elem_id=f"{tab}-result_of", **words("result_of"))
-        made["progress_bar"] = gr.HTML("", elem_id=f"{tab}-progress_bar")
-        made["status_box"] = gr.HTML("", elem_id=f"{tab}-status_box", padding=True)
-        made["metrics_box"] = gr.HTML("", elem_id=f"{tab}-metrics_box", padding=True)
-        with gr.Accordion(open=False, elem_id=f"{tab}-log_fold", elem_classes="fold", **words("log_fold")) as fold:
-            made["log_box"] = gr.HTML("", elem_id=f"{tab}-log_box")
-        made["log_fold"] = fold
+    made["progress_bar"] = gr.HTML("", elem_id=f"{tab}-progress_bar")
+    made["status_box"] = gr.HTML("", elem_id=f"{tab}-status_box", padding=True)
+    made["metrics_box"] = gr.HTML("", elem_id=f"{tab}-metrics_box", padding=True)
+    with gr.Accordion(open=False, elem_id=f"{tab}-log_fold", elem_classes="fold", **words("log_fold")) as fold:
+        made["log_box"] = gr.HTML("", elem_id=f"{tab}-log_box")
+    made["log_fold"] = fold
     return made
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 from ..engine import Engine
 from ..form import folds, make_groups
 from ..jobs import list_devices
+from ..layout import list_groups
 from ..offers import dataset_names, saved_arguments
 from ..train_actions import other_keys
 from ..wording import DEFAULT_LANGUAGE
@@ -19,6 +20,8 @@ from .train_form import connect_form
 if TYPE_CHECKING:
     from gradio.blocks import Block
 
+BASICS = "basics"
+
 
 def create_train_tab(engine: Engine) -> "dict[str, Block]":
     """Make the elements of the Train tab and connect them."""
@@ -29,9 +32,10 @@ def create_train_tab(engine: Engine) -> "dict[str, Block]":
     )
     offered = {"dataset": dataset_names(engine.places, "data", "sft"), "eval_dataset": []}
     made: dict[str, Any] = {"extra_args": extra, "more_key": look_up}
-    boxes = make_groups("train", made, choices=offered)
-    made |= folds(boxes)
+    make_groups("train", made, [BASICS], choices=offered)
     made |= create_data_panel(engine)
+    others = [group.name for group in list_groups("train") if group.name != BASICS]
+    made |= folds(make_groups("train", made, others, choices=offered))
     made |= _make_buttons(engine, words)
     made |= create_run_panel(engine)
     engine.manager.add_elems("train", made)
