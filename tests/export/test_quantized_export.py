@@ -14,9 +14,9 @@ from transformers import AutoConfig
 
 from llamafactory.extras.errors import UserError
 from llamafactory.hparams.exporters import EXPORT_QUANTIZERS
-from llamafactory.train.export import export_model
+from llamafactory.train.export import export_model, parent
 from llamafactory.train.export.calibration import calibration_rows, pack_texts
-from llamafactory.train.export.merging import trace_parent
+from llamafactory.train.export.parent import trace_parent
 from llamafactory.train.export.probe import require_close
 from llamafactory.train.export.quantized import find_quantizer, take_over
 from llamafactory.train.export.quantizers import gptq
@@ -209,3 +209,14 @@ def test_a_parent_that_does_not_fit_or_is_gone_is_a_refusal(
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/model"}))
     with pytest.raises(UserError, match="looked at /gone/model"):
         trace_parent(arguments, [adapter])
+
+
+def test_another_base_is_told_by_name(tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = save_adapter(tiny_llama_dir, tmp_path / "adapter")
+    told: list[Any] = []
+    monkeypatch.setattr(parent.logger, "warning", lambda *words: told.append(words))
+
+    parent.check_base(str(tiny_llama_dir), [adapter])
+    parent.check_base("org/other", [adapter])
+
+    assert [words[3] for words in told] == ["org/other"]

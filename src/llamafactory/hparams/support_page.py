@@ -2,6 +2,7 @@
 
 from .boosters import BOOSTERS
 from .capability import all_or, markdown_table
+from .exporters import EXPORT_QUANTIZERS
 from .optimizers import OPTIM_FAMILIES, OPTIMIZERS
 from .quantizers import QUANTIZERS
 
@@ -21,6 +22,12 @@ accumulation, no clipping, one device.
 """
 NAMED = """
 ## Values of `optim`
+
+"""
+EXPORTED = """
+## Exports in few bits
+
+What `export` writes; [export.md](export.md) has what was measured.
 
 """
 QUANTIZED = """
@@ -44,7 +51,20 @@ DeepSpeed. *or else*: what happens where it cannot run.
 
 def render_support() -> str:
     """Write the page."""
-    return "".join([HEAD, _optimizers(), NAMED, _families(), QUANTIZED, _quantizers(), BOOSTED, _boosters()])
+    return "".join(
+        [
+            HEAD,
+            _optimizers(),
+            NAMED,
+            _families(),
+            QUANTIZED,
+            _quantizers(),
+            EXPORTED,
+            _exporters(),
+            BOOSTED,
+            _boosters(),
+        ]
+    )
 
 
 def _optimizers() -> str:
@@ -90,6 +110,22 @@ def _quantizers() -> str:
         for row in QUANTIZERS.values()
     ]
     columns = ["`quantization_method`", "name", "`quantization_bit`", "needs", "devices", "becomes plain"]
+    return markdown_table(columns, rows)
+
+
+def _exporters() -> str:
+    columns = ["`export_quantization_method`", "name", "`export_quantization_bit`", "texts", "needs", "devices"]
+    rows = [
+        [
+            f"`{row.name}`",
+            row.title,
+            ", ".join(map(str, row.bits)),
+            "yes" if row.is_calibrated else "",
+            _install(row.package, row.needs),
+            all_or(row.devices),
+        ]
+        for row in EXPORT_QUANTIZERS.values()
+    ]
     return markdown_table(columns, rows)
 
 

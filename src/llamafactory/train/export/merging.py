@@ -19,7 +19,7 @@ from ...model.model_utils.valuehead import exported_head, head_of, take_score
 from ...model.quantization import plain_quantizer
 from ...model.sources import resolve_adapter
 from ...model.vocabulary import grow_vocabulary
-from .parent import trace_parent
+from .parent import check_base, trace_parent
 from .probe import EXACT_TOLERANCE, Probe, require_equal
 
 
@@ -54,6 +54,7 @@ def merge_model(
     folders = [resolve_adapter(name, model_args) for name in model_args.adapter_name_or_path or ()]
     refuse_merge(folders)
     model_args = trace_parent(model_args, folders)
+    check_base(model_args.model_name_or_path, folders)
     config = load_config(model_args)
     refuse_depths(config, "exported: only this package knows its routers, and the folder of its run is whole already")
     stretch_positions(config, model_args)

@@ -65,6 +65,17 @@ def trace_parent(model_args: "ModelArguments", folders: Sequence[Path]) -> "Mode
     )
 
 
+def check_base(base: str, folders: Sequence[Path]) -> None:
+    """Say it where an adapter names another base: their shapes may be the same and their weights not."""
+    for folder in folders:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        named = str(config.base_model_name_or_path or base)
+        if Path(named).name != Path(base).name:
+            logger.warning(
+                "The adapter %s was trained on %s and is merged into %s: are they the same?", folder, named, base
+            )
+
+
 def _candidates(base: str, folders: Sequence[Path]) -> Iterator[str]:
     note = Path(base).expanduser() / NOTE
     if note.is_file():
