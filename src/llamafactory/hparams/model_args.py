@@ -56,7 +56,7 @@ class BaseModelArguments(Arguments):
     use_unsloth: bool = False
     """Loads and trains through the Unsloth package."""
     use_unsloth_gc: bool = False
-    """Keeps the inputs of checkpointed layers in main memory: less device memory, a little slower."""
+    """Computes activations again and keeps the inputs of layers in main memory: least device memory, slower."""
     enable_liger_kernel: bool = False
     """Uses Liger's fused kernels for the model types that it knows."""
     moe_aux_loss_coef: NonNegative | None = None
@@ -64,7 +64,7 @@ class BaseModelArguments(Arguments):
     disable_gradient_checkpointing: bool | None = None
     """True keeps all activations (fast), false computes them again (less memory); unset does what memory allows."""
     checkpointed_layers: Count | None = None
-    """Computes only this many layers again, counted from the first, where activations are not kept; unset: all."""
+    """Computes the activations of the first n layers again and keeps those of the others; unset: of all or none."""
     compile_layers: bool | None = None
     """Compiles each decoder layer with torch.compile; unset does so on a GPU where the run is long enough."""
     use_reentrant_gc: bool = True

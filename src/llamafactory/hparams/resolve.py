@@ -98,6 +98,8 @@ def _checkpointing(view: View) -> Iterator[tuple[str, Any]]:
     given = [value for value in (view.activation_checkpointing, view.gradient_checkpointing) if value is not None]
     if given and view.disable_gradient_checkpointing is None:
         yield "disable_gradient_checkpointing", not given[0]
+    elif view.disable_gradient_checkpointing is None and (view.use_unsloth_gc or view.checkpointed_layers):
+        yield "disable_gradient_checkpointing", False
     for settings in (view.gradient_checkpointing_kwargs, view.activation_checkpointing_kwargs):
         if isinstance(settings, dict) and "use_reentrant" in settings:
             yield "use_reentrant_gc", bool(cast("dict[str, Any]", settings)["use_reentrant"])

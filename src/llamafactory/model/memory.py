@@ -50,6 +50,8 @@ KEPT = {
     ("float32", "frozen"): Kept(4.0, 2.0, 2.0, 4.0),
     ("float32", "trained"): Kept(6.0, 2.0, 2.0, 4.0),
 }
+KEPT_QUANTIZED = {"half": Kept(7.0, 3.0, 2.0, 4.0), "float32": Kept(4.0, 3.0, 2.0, 4.0)}
+"""Adapters on weights of few bits: norms and rotations have their faster form, the layers do not."""
 KEPT_FUSED = {
     ("half", "frozen"): Kept(4.0, 3.0, 2.0, 2.0),
     ("half", "trained"): Kept(8.0, 3.0, 2.0, 2.0),
@@ -196,8 +198,8 @@ def work_bytes(config: "PreTrainedConfig", shape: StepShape) -> int:
 def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bool) -> float:
     """Return how many numbers a decoder layer keeps for each token."""
     table = KEPT_FUSED if shape.is_fused else KEPT
-    is_half = shape.compute_dtype.itemsize < FLOAT32
-    kept = table["half" if is_half else "float32", "frozen" if is_frozen else "trained"]
+    width_name = "half" if shape.compute_dtype.itemsize < FLOAT32 else "float32"
+    kept = KEPT_QUANTIZED[width_name] if is_packed(shape) else table[width_name, "frozen" if is_frozen else "trained"]
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or width // heads)
     keys = int(getattr(config, "num_key_value_heads", None) or heads) * head
@@ -210,6 +212,11 @@ def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bo
         + kept.keys * keys
         + kept.inner * (experts * expert_width if experts > 1 else inner)
     )
+
+
+def is_packed(shape: StepShape) -> bool:
+    """Whether the frozen weights will be in few bits."""
+    return shape.packing is not None
 
 
 def head_bytes(model: nn.Module, config: "PreTrainedConfig", shape: StepShape) -> tuple[int, int]:

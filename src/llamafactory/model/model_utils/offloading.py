@@ -6,85 +6,96 @@ is fetched while the one above is differentiated. So the device waits for no cop
 its input. The idea is Unsloth's; the hooks are torch.autograd.graph.saved_tensors_hooks.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 
-class Held(NamedTuple):
-    """A tensor in main memory, and where it came from."""
+class Held:
+    """A tensor in main memory; it knows the one that was put away before it, which is wanted after it."""
 
-    number: int
-    device: torch.device
+    def __init__(self, buffer: Tensor, filled: Any, device: torch.device, before: "Held | None") -> None:
+        self.buffer, self.filled, self.device = buffer, filled, device
+        self.fetched: tuple[Tensor, Any] | None = None
+        self._before = weakref.ref(before) if before is not None else None
+
+    @property
+    def before(self) -> "Held | None":
+        """The one before, unless its layer is done."""
+        return None if self._before is None else self._before()
 
 
 class HostStore:
-    """Keeps tensors of one forward pass in main memory, numbered in the order in which they come.
+    """Puts tensors away and brings them back.
 
-    A buffer is used again by later passes for a tensor of the same shape, because pinning memory is slow.
+    A buffer is used again for a tensor of the same shape once nobody holds it, because pinning memory is slow. What
+    still leaves it then, and what comes next, go through the same stream, in this order.
     """
 
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[Tensor, Any]] = {}  # number -> buffer, and the event after which it is filled
-        self._fetched: dict[int, tuple[Tensor, Any]] = {}
+    def __init__(self, backend: Any = None, moves: Callable[[Tensor], bool] | None = None) -> None:
+        self._backend = backend
+        self._moves = moves or is_on_accelerator
+        self._last: weakref.ref[Held] | None = None
         self._spare: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
-        self._count = 0
         self._streams: dict[torch.device, Any] = {}
 
     def put(self, tensor: Tensor) -> Held | Tensor:
-        """Take a tensor in; small ones, and those that are in main memory, stay what they are."""
-        if tensor.device.type == "cpu" or not tensor.is_floating_point():
+        """Take a tensor in; one that need not be moved stays what it is."""
+        if not self._moves(tensor):
             return tensor
-        self._count += 1
-        buffer = self._buffer_like(tensor)
-        stream = self._stream_of(tensor.device)
-        stream.wait_stream(_current_stream(tensor.device))
-        with _on(stream):
+        buffer, stream = self._buffer_like(tensor), self._stream_of(tensor.device)
+        stream.wait_stream(self._module(tensor.device).current_stream())
+        with self._module(tensor.device).stream(stream):
             buffer.copy_(tensor, non_blocking=True)
             filled = stream.record_event()
-        tensor.record_stream(stream)
-        self._kept[self._count] = buffer, filled
-        return Held(self._count, tensor.device)
+        keep_for(tensor, stream)
+        held = Held(buffer, filled, tensor.device, None if self._last is None else self._last())
+        weakref.finalize(held, self._give_back, buffer)
+        self._last = weakref.ref(held)
+        return held
 
     def take(self, held: Held | Tensor) -> Tensor:
-        """Give a tensor back, and start to fetch the one that is wanted next: the one that came before."""
+        """Give a tensor back, and start to fetch the one that is wanted next."""
         if isinstance(held, Tensor):
             return held
-        if held.number not in self._fetched:
-            self._fetch(held.number, held.device)
-        tensor, arrived = self._fetched.pop(held.number)
-        current = _current_stream(held.device)
+        tensor, arrived = held.fetched or self._fetch(held)
+        held.fetched = None
+        current = self._module(held.device).current_stream()
         current.wait_event(arrived)
-        tensor.record_stream(current)
-        if held.number - 1 in self._kept:
-            self._fetch(held.number - 1, held.device)
+        keep_for(tensor, current)
+        if held.before is not None and held.before.fetched is None:
+            held.before.fetched = self._fetch(held.before)
         return tensor
 
-    def _fetch(self, number: int, device: torch.device) -> None:
-        buffer, filled = self._kept.pop(number)
-        stream = self._stream_of(device)
-        with _on(stream):
-            stream.wait_event(filled)
-            tensor = buffer.to(device, non_blocking=True)
-            arrived = stream.record_event()
-        self._fetched[number] = tensor, arrived
-        self._spare.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
+    def _fetch(self, held: Held) -> tuple[Tensor, Any]:
+        stream = self._stream_of(held.device)
+        with self._module(held.device).stream(stream):
+            stream.wait_event(held.filled)
+            tensor = torch.empty_like(held.buffer, device=held.device, pin_memory=False)
+            tensor.copy_(held.buffer, non_blocking=True)
+            return tensor, stream.record_event()
 
     def _buffer_like(self, tensor: Tensor) -> Tensor:
-        """Return pinned memory. What still leaves a buffer does so in the stream that will fill it, in this order."""
         spare = self._spare.get((tensor.shape, tensor.dtype))
         if spare:
             return spare.pop()
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_on_accelerator(tensor))
+
+    def _give_back(self, buffer: Tensor) -> None:
+        self._spare.setdefault((buffer.shape, buffer.dtype), []).append(buffer)
 
     def _stream_of(self, device: torch.device) -> Any:
         if device not in self._streams:
-            self._streams[device] = _backend(device).Stream(device)
+            self._streams[device] = self._module(device).Stream()
         return self._streams[device]
+
+    def _module(self, device: torch.device) -> Any:
+        return self._backend or getattr(torch, device.type)
 
 
 def offload_inputs(layers: Sequence[nn.Module], store: HostStore | None = None) -> HostStore:
@@ -121,13 +132,12 @@ class _Around:
             self.open.pop().__exit__(None, None, None)
 
 
-def _backend(device: torch.device) -> Any:
-    return getattr(torch, device.type)
+def is_on_accelerator(tensor: Tensor) -> bool:
+    """Whether a tensor takes device memory; whole numbers (positions) are small and stay."""
+    return tensor.device.type != "cpu" and tensor.is_floating_point()
 
 
-def _current_stream(device: torch.device) -> Any:
-    return _backend(device).current_stream(device)
-
-
-def _on(stream: Any) -> AbstractContextManager[Any]:
-    return _backend(stream.device).stream(stream)
+def keep_for(tensor: Tensor, stream: Any) -> None:
+    """Tell the device's allocator that a stream still works on a tensor."""
+    if tensor.device.type != "cpu":
+        tensor.record_stream(stream)

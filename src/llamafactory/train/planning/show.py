@@ -19,6 +19,7 @@ TITLES = {
     "helpers": "reference and reward models",
     "generation": "answers being written",
     "process": "the process itself",
+    "heap": "holes in the heap",
 }
 PHASES = {"backward": "the backward pass", "update": "the update", "generation": "writing answers"}
 
