@@ -16,7 +16,7 @@ from llamafactory.data.conversation import Role
 from llamafactory.data.tools import FunctionCall
 from llamafactory.extras.errors import UserError
 from llamafactory.webui.chat.answering import Settings, StopSignals, answer, check_tools
-from llamafactory.webui.chat.dialogue import Dialogue, Turn
+from llamafactory.webui.chat.dialogue import Dialogue, Media, Turn
 from llamafactory.webui.chat.escaping import WORD_JOINER, plain_line, safe_markdown, unescaped
 from llamafactory.webui.chat.loaded import ModelSlot, plan_voices
 from llamafactory.webui.chat.shown import show_dialogue, turn_of
@@ -210,6 +210,17 @@ def test_shown_messages_lead_back_to_their_turns() -> None:
     assert [turn_of(talk, place, LABELS) for place in range(-1, 6)] == [-1, 0, 1, 1, 2, 3, -1]
     assert [message.get("metadata", {}).get("title") for message in shown[1:3]] == ["Thought", "Call: look"]
     assert shown[1]["metadata"]["status"] == "done"
+
+
+def test_files_stand_in_front_of_what_is_said_about_them_and_are_shown() -> None:
+    turn = Turn(Role.USER, "What is this?", media=Media(images=("a.png",), audios=("b.wav",)))
+
+    message = turn.as_message(())
+    shown = show_dialogue(Dialogue((turn,)), LABELS, escape=True)
+
+    assert [(medium.kind, medium.source) for medium in message.media] == [("image", "a.png"), ("audio", "b.wav")]
+    assert message.parts[-1] == message.content == "What is this?"
+    assert [item["content"] for item in shown] == [{"path": "a.png"}, {"path": "b.wav"}, "What is this?"]
 
 
 def test_an_open_thought_is_marked_as_such() -> None:

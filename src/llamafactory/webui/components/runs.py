@@ -50,7 +50,7 @@ def _words(name: str) -> dict[str, Any]:
 def _make_list(engine: Engine) -> dict[str, Any]:
     made: dict[str, Any] = {}
     names = words_of("runs.states", DEFAULT_LANGUAGE)["choices"]
-    with gr.Row():
+    with gr.Row(elem_classes="fields"):
         made["filter_box"] = gr.Textbox(scale=2, elem_id="runs-filter_box", **_words("filter_box"))
         made["states"] = gr.CheckboxGroup(
             [(names[state], state) for state in STATES], scale=3, elem_id="runs-states", **_words("states")
@@ -62,9 +62,8 @@ def _make_list(engine: Engine) -> dict[str, Any]:
         headers=[heads[name] for name in ("name", "state", "what", "progress", "loss", "changed")],
         datatype="str",
         interactive=False,
-        wrap=True,
         max_height=360,
-        column_widths=["40%", "12%", "10%", "10%", "12%", "16%"],
+        column_widths=["420px", "120px", "120px", "110px", "110px", "180px"],
         elem_id="runs-run_table",
         **_words("run_table"),
     )
@@ -76,11 +75,11 @@ def _make_list(engine: Engine) -> dict[str, Any]:
 
 def _make_actions() -> dict[str, Any]:
     made: dict[str, Any] = {}
-    with gr.Row():
+    with gr.Row(elem_classes="actions"):
         for name in ACTIONS:
             variant: Any = {"compare_btn": "primary", "delete_btn": "stop"}.get(name, "secondary")
             made[name] = gr.Button(variant=variant, min_width=120, elem_id=f"runs-{name}", **_words(name))
-    made["message"] = gr.HTML(elem_id="runs-message")
+    made["message"] = gr.HTML(elem_id="runs-message", elem_classes="messages")
     with gr.Row(visible=False) as made["_confirm"]:
         made["confirm_btn"] = gr.Button(variant="stop", elem_id="runs-confirm_btn", **_words("confirm_btn"))
         made["keep_btn"] = gr.Button(elem_id="runs-keep_btn", **_words("keep_btn"))
