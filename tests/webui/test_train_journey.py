@@ -70,8 +70,8 @@ def test_the_whole_way_in_english(page: Any, board: Board) -> None:
     take_shot(page, "train-finished")
 
 
-def test_the_whole_way_in_chinese_with_a_reload_and_an_abort(browser: Any, board: Board) -> None:
-    """A Chinese browser is greeted in Chinese; a fresh page shows the run; Abort saves it and leaves no process."""
+def test_the_whole_way_in_chinese_with_a_killed_server_and_an_abort(browser: Any, board: Board) -> None:
+    """Greeted in Chinese; the server dies and the next one shows the run; Abort saves it and leaves no process."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="zh-CN", color_scheme="dark")
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -83,9 +83,10 @@ def test_the_whole_way_in_chinese_with_a_reload_and_an_abort(browser: Any, board
     folder = board.work / "saves" / "Custom" / "lora" / "zhongwen"
     wait_until(lambda: step_of(folder) > 0)
     page.wait_for_selector("#train-progress_bar .progress.running")
+    board.kill()
+    board.start()
     open_board(page, board, "?__theme=dark")
-    page.wait_for_selector("#train-progress_bar .progress.running")
-    assert "运行中" in page.inner_text("#train-progress_bar")
+    page.locator("#train-progress_bar .progress.running", has_text="运行中").wait_for()
     page.click("#train-stop_btn")
     page.wait_for_selector("#train-progress_bar .progress.stopped", timeout=RUN_MILLISECONDS)
     take_shot(page, "train-stopped-dark-zh")

@@ -117,11 +117,12 @@ class _Panel:
         if folder is None or run_id is None:
             view = empty_view(language)
             return (*map(shown, view), gr.update(visible=False), gr.skip(), "")
-        status = jobs.read_status(folder)
+        status = jobs.read_status(folder, with_curves=False)
         view = show_run(status, language)
-        stamp = f"{status.progress.step} {status.state} {run_id} {curve} {others} {lang} {len(status.curves)}"
+        stamp = f"{status.progress.step} {status.state} {run_id} {curve} {others} {lang}"
         if stamp == seen and seen:
             return (*map(shown, view), gr.skip(), gr.skip(), seen)
+        status = jobs.read_status(folder)
         runs = {run_id: status} | self._others(others, run_id)
         points = curve_points(runs, curve)
         plot = gr.update(value=points, visible=not points.empty, y_title=curve)
