@@ -40,15 +40,16 @@ def write_vocabulary(
     content: dict[str, Any] = json.loads(backend.to_str())
     kind = content["model"]["type"]
     tokens = _tokens(tokenizer, num_rows)
+    end: Any = tokenizer.eos_token  # typed as whatever any special token may be
     if kind == "BPE" and _is_byte_level(content):
         _write_byte_level(writer, backend, content["model"])
     elif kind == "BPE" and content["model"].get("byte_fallback"):
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_merge_scores(content["model"]["merges"], tokens))
-        writer.add_add_space_prefix(_adds_space(backend, tokenizer.eos_token))
+        writer.add_add_space_prefix(_adds_space(backend, end))
     elif kind == "Unigram":
-        _write_unigram(writer, content, tokens, adds_space=_adds_space(backend, tokenizer.eos_token))
+        _write_unigram(writer, content, tokens, adds_space=_adds_space(backend, end))
     else:
         raise UserError(f"export_gguf: llama.cpp has no tokenizer of this kind ({kind}); it has BPE and unigram ones.")
     writer.add_token_list(tokens)
