@@ -1,6 +1,7 @@
 """Prompt ids of training, chat and the exported tokenizer's own template are the same, with thoughts and tools too."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,42 @@ def test_training_chat_and_the_exported_template_write_the_same_prompt(
     assert tokenizer.decode(found) == tokenizer.decode(asked)
     assert found == asked
     assert trained == asked
-    thinking = {key: value for key, value in common.items() if key == "enable_thinking"}
-    again: Any = ChatModel({"model_name_or_path": str(tmp_path / "out"), **thinking})  # by its own template
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert saved.get("enable_thinking") == enable_thinking
+    again: Any = ChatModel({"model_name_or_path": str(tmp_path / "out")})  # by its own template, and as it thinks
     assert again.engine.encode_prompt(request) == asked
+
+
+OWN = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if loop.last and message.role == 'assistant' %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{{- message.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+
+
+@pytest.mark.parametrize("enable_thinking", [True, False])
+def test_a_models_own_template_thinks_as_at_the_export(
+    enable_thinking: bool, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    base, target = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(tiny_llama_dir, base)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = OWN
+    tokenizer.save_pretrained(base)
+    keys = {"enable_thinking": enable_thinking, "model_name_or_path": str(base)}
+    export_model({**keys, "export_dir": str(target)})
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(enable_thinking=enable_thinking))
+    trained, _ = template.encode_oneturn(tokenizer, [*TALK, {"role": "assistant", "content": "You."}], SYSTEM)
+
+    exported: Any = AutoTokenizer.from_pretrained(target)
+    sent = [{"role": "system", "content": SYSTEM}, *TALK]
+    chat: Any = ChatModel({"model_name_or_path": str(target)})
+    told: Any = ChatModel({"model_name_or_path": str(target), "enable_thinking": not enable_thinking})
+    request = chat.chat_request(TALK, SYSTEM)
+
+    assert chat.engine.encode_prompt(request) == trained
+    assert exported.apply_chat_template(sent, add_generation_prompt=True, return_dict=False) == trained
+    assert told.engine.encode_prompt(request) != trained

@@ -5,13 +5,16 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..data.conversation import as_conversation
 from ..data.media.medium import MEDIA_KINDS, MediaKind
 from ..data.media.placing import place_media
 from ..extras.registry import Registry
-from ..hparams.parser import Args, get_infer_args
+from ..hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments
+from ..hparams.config import RunConfig
+from ..hparams.parser import Args, load_run_config
 from .base_engine import BaseEngine
 from .requests import AnyRequest, ChatRequest, CompletionRequest, Messages, Response, StreamChunk, generation_options
 from .terminal import run_chat
@@ -38,9 +41,12 @@ class ChatModel:
     """
 
     def __init__(self, args: Args = None) -> None:
-        model_args, data_args, finetuning_args, generating_args = get_infer_args(args)
+        config = load_run_config(args, "chat")
+        model_args = config.get(ModelArguments)
         make_engine: Any = ENGINES.get(model_args.infer_backend)
-        self.engine: BaseEngine = make_engine(model_args, data_args, finetuning_args, generating_args)
+        self.engine: BaseEngine = make_engine(
+            model_args, with_saved_thinking(config), config.get(FinetuningArguments), config.get(GeneratingArguments)
+        )
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="chat-calls", daemon=True).start()
 
@@ -153,6 +159,17 @@ class ChatModel:
                     chunks.put(chunk)
         finally:
             chunks.put(None)
+
+
+def with_saved_thinking(config: RunConfig) -> DataArguments:
+    """Return the data arguments; where nobody sets `enable_thinking`, an export thinks as it was trained to."""
+    data_args = config.get(DataArguments)
+    if config.sources["enable_thinking"] != "default":
+        return data_args
+    from ..model.loader import load_generation_config  # torch is imported only when a model is loaded
+
+    saved = getattr(load_generation_config(config.get(ModelArguments)), "enable_thinking", None)
+    return replace(data_args, enable_thinking=saved) if isinstance(saved, bool) else data_args
 
 
 def _one_answer(options: dict[str, Any]) -> dict[str, Any]:

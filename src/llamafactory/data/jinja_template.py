@@ -40,6 +40,9 @@ DEFAULT_SYSTEM = (
     "{{%- if not messages or messages[0]['role'] != 'system' %}}"
     "{{%- set messages = [{{'role': 'system', 'content': {}}}] + messages %}}{{%- endif %}}"
 )
+DEFAULT_THINKING = (
+    "{{%- if enable_thinking is not defined %}}{{%- set enable_thinking = {} %}}{{%- endif %}}"  # where nobody says
+)
 GUARDED = re.compile(f"{GUARD_START}(\\d+){GUARD_END}")
 PROBE = Conversation(
     (
@@ -107,7 +110,10 @@ class JinjaTemplate(Template):
         tokens = encoder.special_pattern.findall(text_of(rendering.turns[-1].target))
         chat = Chat(encoder, None, self.variables, is_open=True, as_parts=fitted.as_parts)
         question = [{"role": "user", "content": PROBE.messages[0].content}]
-        header = chat.find_header(question, chat.render(question, is_prompt=True))
+        prompt = chat.render(question, is_prompt=True)
+        header = chat.find_header(question, prompt)
+        if chat._replace(variables={}).render(question, is_prompt=True) != prompt:
+            set_default_thinking(tokenizer, self.enable_thinking)
         is_sure = encoder.special_pattern.search(header) is not None and not encoder.allows_control
         return replace(fitted, stop_words=tuple(tokens[-1:]), header=header if is_sure else "")
 
@@ -198,6 +204,12 @@ class Chat(NamedTuple):
         """Return the text that `add_generation_prompt` adds to these messages."""
         before = self.render(messages, is_prompt=False)
         return prompt[len(before) :] if prompt.startswith(before) else ""
+
+
+def set_default_thinking(tokenizer: "PreTrainedTokenizerBase", enable_thinking: bool | None) -> None:
+    """Write into the template what it is to do when a caller does not say, so that it prompts as trained."""
+    if enable_thinking is not None and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = DEFAULT_THINKING.format(str(enable_thinking).lower()) + tokenizer.chat_template
 
 
 def with_parts(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -105,6 +106,15 @@ def load_config(model_args: "ModelArguments") -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(str(source), **_source_options(source, model_args))
     apply_positions(config, read_changes(model_args))
     return config
+
+
+def load_generation_config(model_args: "ModelArguments") -> GenerationConfig | None:
+    """Load what was saved about generation with the model; None where it has nothing of the kind."""
+    source = resolve_model(model_args.model_name_or_path, model_args)
+    try:
+        return GenerationConfig.from_pretrained(str(source), **_source_options(source, model_args))
+    except OSError:
+        return None
 
 
 def load_model(

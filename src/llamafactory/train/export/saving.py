@@ -61,6 +61,9 @@ def save_export(
     if model.can_generate():
         model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+        if (flag := thinking_flag(template, tokenizer)) is not None:
+            model.generation_config.enable_thinking = flag
+            model.generation_config._from_model_config = False  # such a one loses the flag when it is read
     else:
         separate_padding(tokenizer, model, stops)  # a reward model
     model.save_pretrained(folder, max_shard_size=f"{model_args.export_size}GB")
@@ -76,6 +79,13 @@ def save_export(
         merge.logits, rounded, tolerance, f"the model before and after rounding to {SHORT[merge.dtype]}"
     )
     return Promise(rounded, merge.dtype, merge.gap, gap, not model.can_generate())
+
+
+def thinking_flag(template: "Template", tokenizer: "PreTrainedTokenizerBase") -> bool | None:
+    """Return the run's `enable_thinking`, which chat reads later; None where the template knows no thoughts."""
+    if isinstance(template, SlotTemplate):
+        return None if template.thinking is None else template.enable_thinking
+    return template.enable_thinking if "enable_thinking" in str(tokenizer.chat_template) else None
 
 
 def save_processor(processor: Any, folder: Path, model_args: "ModelArguments") -> None:
