@@ -18,6 +18,7 @@ ORDER = [
     "total_steps",
     "loss",
     "eval_loss",
+    "grad_norm",
     "lr",
     "epoch",
     "percentage",
@@ -47,7 +48,7 @@ def test_every_log_is_a_line_with_the_expected_keys(make_model: Callable[..., An
     for number, line in enumerate(steps, start=1):
         assert list(line) == [name for name in ORDER if name != "eval_loss"]
         assert (line["current_steps"], line["total_steps"], line["percentage"]) == (number, 5, 20.0 * number)
-    assert list(evaluation) == [name for name in ORDER if name not in ("loss", "lr")]
+    assert list(evaluation) == [name for name in ORDER if name not in ("loss", "grad_norm", "lr")]
     assert "loss" not in summary
     num_tokens = sum(len(row["input_ids"]) for row in make_rows(20))
     assert summary["total_tokens"] == num_tokens

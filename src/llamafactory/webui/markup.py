@@ -25,6 +25,13 @@ def notice(text: str, kind: str = "info", items: Sequence[str] = ()) -> str:
     return f'<div class="notice {kind}" role="{role}"><p>{escape(text)}</p>{listing}</div>'
 
 
+def link(text: str, address: str) -> str:
+    """Return a link that opens beside the page; an address that is none of the web stays text."""
+    if not address.startswith(("https://", "http://")):
+        return escape(address)
+    return f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">{escape(text)}</a>'
+
+
 def cards(pairs: Iterable[tuple[str, str]]) -> str:
     """Return small figures side by side, each with its name."""
     boxes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)

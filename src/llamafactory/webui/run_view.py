@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import jobs
-from .markup import cards, log_text, notice, progress_bar, table
+from .markup import cards, link, log_text, notice, progress_bar, table
 from .wording import say
 
 
@@ -57,6 +57,12 @@ def show_run(status: "jobs.Status", language: str) -> RunView:
 def empty_view(language: str) -> RunView:
     """Return what stands there before anything has run."""
     return RunView("", notice(say("info_no_run", language)), "", "")
+
+
+def swanlab_link(status: "jobs.Status", language: str) -> str:
+    """Return the link to a run at SwanLab; "" for one that is not there."""
+    address = status.swanlab_link
+    return f"<p>{link(say('info_swanlab_link', language), address)}: {link(address, address)}</p>" if address else ""
 
 
 def curve_names(curves: Mapping[str, object]) -> list[str]:

@@ -90,8 +90,8 @@ def resume_runs(places: Places, run_ids: Sequence[str], *, queued: bool) -> list
 
 
 def stop_runs(places: Places, run_ids: Sequence[str]) -> list[str]:
-    """Ask running ones to save a checkpoint and end; take waiting ones out of the queue."""
-    return _each(run_ids, lambda run: jobs.abort(jobs.find_run(places.saves, run)))
+    """Ask running ones to save a checkpoint and end, a second time at once; take waiting ones out of the queue."""
+    return _each(run_ids, lambda run: jobs.press_abort(jobs.find_run(places.saves, run)))
 
 
 def delete_runs(places: Places, run_ids: Sequence[str]) -> list[str]:
@@ -106,7 +106,7 @@ def one_run(run_ids: Sequence[str], language: str) -> str:
     return run_ids[0]
 
 
-def _each(run_ids: Sequence[str], action: Callable[[str], None]) -> list[str]:
+def _each(run_ids: Sequence[str], action: Callable[[str], object]) -> list[str]:
     for run in run_ids:
         action(run)
     return list(run_ids)

@@ -25,6 +25,7 @@ _RENAMED = {
     "rewards/accuracies": "accuracy",
     "learning_rate": "lr",
     "epoch": "epoch",
+    **{name: name for name in ("grad_norm", "rewards/margins", "rewards/chosen", "rewards/rejected", "kl", "entropy")},
 }
 
 

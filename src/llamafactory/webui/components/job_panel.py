@@ -10,7 +10,7 @@ from ..events import on
 from ..job_pages import Kind, list_jobs, newest_job
 from ..markup import notice
 from ..run_view import RunView, find_shown, show_run
-from ..wording import DEFAULT_LANGUAGE, page_words
+from ..wording import DEFAULT_LANGUAGE, page_words, say
 
 
 POLL_SECONDS = 2.0
@@ -98,8 +98,8 @@ class JobPanel:
         folder = find_shown(self.engine.places.saves, run_id)
         if folder is None:
             return notice(words["no_run"], "warning")
-        jobs.abort(folder)
-        return notice(words["stopping"], "warning")
+        ends_at_once = jobs.press_abort(folder)
+        return notice(say("info_ending", as_language(lang)) if ends_at_once else words["stopping"], "warning")
 
     def _choices(self) -> list[str]:
         return [row.run_id for row in list_jobs(self.engine.places, self.tab)]

@@ -8,7 +8,7 @@ import gradio as gr
 from .. import jobs, run_view
 from ..engine import Engine, as_language
 from ..events import on, shown
-from ..run_view import LOSS, curve_names, curve_points, empty_view, show_run
+from ..run_view import LOSS, curve_names, curve_points, empty_view, show_run, swanlab_link
 from ..wording import DEFAULT_LANGUAGE
 
 
@@ -33,8 +33,10 @@ def create_run_panel(engine: Engine) -> "dict[str, Block]":
         made["curve_runs"] = gr.Dropdown(
             [], multiselect=True, max_choices=MAX_COMPARED, elem_id="train-curve_runs", **words("curve_runs")
         )
+    made["resume_btn"] = gr.Checkbox(False, visible=False, elem_id="train-resume_btn", **words("resume_btn"))
     made["progress_bar"] = gr.HTML("", elem_id="train-progress_bar", visible=False)
     made["status_box"] = gr.HTML("", elem_id="train-status_box", visible=False)
+    made["swanlab_link"] = gr.HTML("", elem_id="train-swanlab_link", visible=False)
     made["loss_viewer"] = gr.LinePlot(
         None,
         x="step",
@@ -59,13 +61,13 @@ def connect_run_panel(engine: Engine, demo: Any) -> None:
     shown, lang = get("train.current_run"), get("top.lang")
     watched = [shown, get("train.curve_name"), get("train.curve_runs"), lang]
     seen = gr.State("")
-    names = ("progress_bar", "status_box", "log_box", "metrics_box", "loss_viewer", "curve_name")
+    names = ("progress_bar", "status_box", "log_box", "metrics_box", "swanlab_link", "loss_viewer", "curve_name")
     outputs = [*(get(f"train.{name}") for name in names), seen]
     panel = _Panel(engine)
     for element in watched:
         on(element.change, panel.show_anew, watched, outputs)
     on(gr.Timer(POLL_SECONDS).tick, panel.show, [*watched, seen], outputs, trigger_mode="once")
-    on(demo.load, panel.choose, None, [shown])
+    on(demo.load, panel.take_up, None, [shown, get("train.resume_btn")])
     on(gr.Timer(SEARCH_SECONDS).tick, panel.look_out, [shown], [shown])
     on(shown.focus, panel.offer, None, [shown, get("train.curve_runs")])
     on(get("train.curve_runs").focus, panel.offer, None, [shown, get("train.curve_runs")])
@@ -89,6 +91,10 @@ class _Panel:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    def take_up(self) -> Any:
+        """Show a run on a page that was just opened, and tell (as `train.resume_btn`) whether one is going on."""
+        return self.choose(), bool(jobs.list_runs(self.engine.places.saves, states=("running",)))
 
     def choose(self) -> Any:
         """Show the run that is going on, else the newest one."""
@@ -116,9 +122,9 @@ class _Panel:
         folder = find_shown(self.engine, run_id)
         if folder is None or run_id is None:
             view = empty_view(language)
-            return (*map(shown, view), gr.update(visible=False), gr.skip(), "")
+            return (*map(shown, (*view, "")), gr.update(visible=False), gr.skip(), "")
         status = jobs.read_status(folder, with_curves=False)
-        view = show_run(status, language)
+        view = (*show_run(status, language), swanlab_link(status, language))
         stamp = f"{status.progress.step} {status.state} {run_id} {curve} {others} {lang}"
         if stamp == seen and seen:
             return (*map(shown, view), gr.skip(), gr.skip(), seen)

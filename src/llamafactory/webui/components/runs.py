@@ -31,7 +31,7 @@ Updates: TypeAlias = dict[Any, Any]
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 REFRESH_SECONDS = 3
 NUM_PLOTS = 3
-PLOTTED = ("loss", "eval_loss", "lr", "reward", "accuracy", "predict_loss")
+PLOTTED = ("loss", "eval_loss", "reward", "rewards/margins", "accuracy", "lr", "predict_loss")
 ACTIONS = ("compare_btn", "resume_btn", "queue_btn", "stop_btn", "clone_btn", "delete_btn")
 
 

@@ -1,13 +1,16 @@
 """What stands above the tabs: language, model, method, how the model is loaded."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ...extras.env import read_env
 from ..arguments import CUSTOM
 from ..engine import Engine, as_language
 from ..events import on
-from ..form import make_groups
+from ..form import make_groups, make_widget
+from ..layout import list_fields
 from ..offers import HUBS, checkpoint_names, model_names, model_path, model_template, start_hub, template_names
 from ..wording import DEFAULT_LANGUAGE, LANGUAGES, say
 
@@ -31,10 +34,25 @@ def create_top(engine: Engine) -> "dict[str, Block]":
         "hub_name": dropdown("hub_name", list(HUBS), start_hub()),
         "model_name": dropdown("model_name", model_names(""), CUSTOM),
     }
-    folds = make_groups("top", made, choices={"template": template_names()})
+    templates = template_names()
+    if engine.demo_mode:
+        made |= _demo_fields(templates)
+    folds = make_groups("top", made, choices={"template": templates})
     made["loading"] = folds["loading"]
     _connect(engine, made)
     return made
+
+
+def _demo_fields(templates: Sequence[str]) -> dict[str, Any]:
+    """Make the fields that a page of a demonstration opens with: its model (DEMO_MODEL) and template."""
+    env, fields = read_env(), list_fields("top")
+    if not env.demo_model:
+        return {}
+    chosen = {"value": env.demo_template} if env.demo_template else {}
+    return {
+        "model_path": make_widget(fields["model_path"], value=env.demo_model, render=False),
+        "template": make_widget(fields["template"], choices=templates, render=False, **chosen),
+    }
 
 
 def _connect(engine: Engine, made: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ def _make_buttons(engine: Engine, words: _Words) -> "dict[str, Block]":
             variant=variant, interactive=is_active, elem_id=f"train-{name}", min_width=110, **words(name)
         )
 
+    made["current_time"] = gr.Textbox("", visible=False, elem_id="train-current_time", **words("current_time"))
     with gr.Group(elem_classes="open"), gr.Row(elem_classes="fields", equal_height=False):
         made["output_dir"] = gr.Dropdown(
             [], value=None, allow_custom_value=True, elem_id="train-output_dir", **words("output_dir")

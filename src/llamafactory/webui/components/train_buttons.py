@@ -110,8 +110,8 @@ class _Buttons:
         run_dir = find_shown(self.engine, run_id)
         if run_dir is None:
             return shown(notice(say("err_no_run", language), "warning"))
-        jobs.abort(run_dir)
-        return shown(notice(say("info_aborting", language), "warning"))
+        message = "info_ending" if jobs.press_abort(run_dir) else "info_abort_again"
+        return shown(notice(say(message, language), "warning"))
 
     def _start(self, data: dict[Any, Any], *, queued: bool) -> Update:
         values, language = self._read(data)

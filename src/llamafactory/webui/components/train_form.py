@@ -7,6 +7,7 @@ import gradio as gr
 from ..arguments import DEVICES, MODEL_NAME
 from ..engine import FORM_TABS, Engine, as_language
 from ..events import on
+from ..job_pages import time_name
 from ..layout import folds_of
 from ..offers import dataset_names, run_names
 from ..train_actions import add_key, kept_values
@@ -36,19 +37,25 @@ def standing_elements(engine: Engine) -> "list[Any]":
 def connect_reload(engine: Engine, demo: gr.Blocks) -> None:
     """Bring back the form that this browser showed last, and grey out what does not go with it."""
     inputs, standing = form_elements(engine), standing_elements(engine)
+    opened = engine.manager.get_elem_by_id("train.current_time")
     ids = {engine.manager.get_id_by_elem(element) for element in inputs} - {"top.lang"}
 
     def bring_back(data: dict[Any, Any]) -> Any:
         remembered = data.pop(engine.kept_form)
         values = engine.values(data)
         new = {key: value for key, value in remembered.items() if key in ids} if isinstance(remembered, dict) else {}
+        now = time_name()
+        if not new.get("train.output_dir"):
+            new["train.output_dir"] = f"train_{now}"
+        if not new.get("train.config_path"):
+            new["train.config_path"] = f"{now}.yaml"
         language = as_language(values.get("top.lang"))
-        updates: dict[Any, Any] = dict(engine.stand({**values, **new}, language))
+        updates: dict[Any, Any] = dict(engine.stand({**values, **new}, language)) | {opened: now}
         for element, update in engine.fill(new).items():
             updates[element] = {**updates.get(element, {}), **update}
-        return updates or {standing[0]: gr.skip()}
+        return updates
 
-    on(demo.load, bring_back, {*inputs, engine.kept_form}, list(dict.fromkeys([*inputs, *standing])))
+    on(demo.load, bring_back, {*inputs, engine.kept_form}, list(dict.fromkeys([*inputs, *standing, opened])))
 
 
 def connect_form(engine: Engine) -> None:

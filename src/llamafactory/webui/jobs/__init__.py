@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .starting import Options, Run, resume, start
     from .state import State
     from .status import Status, read_status
-    from .stopping import abort, cancel
+    from .stopping import abort, cancel, press_abort
 
 __all__ = [
     "Comparison",
@@ -39,6 +39,7 @@ __all__ = [
     "find_run",
     "list_devices",
     "list_runs",
+    "press_abort",
     "read_curves",
     "read_progress",
     "read_status",
@@ -63,7 +64,7 @@ _HOMES = {
     "starting": ("Options", "Run", "resume", "start"),
     "state": ("State",),
     "status": ("Status", "read_status"),
-    "stopping": ("abort", "cancel"),
+    "stopping": ("abort", "cancel", "press_abort"),
 }
 
 

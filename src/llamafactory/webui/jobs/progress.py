@@ -14,7 +14,10 @@ from .files import read_tail
 
 Curve = list[tuple[int, float]]
 
-CURVES = ("loss", "eval_loss", "predict_loss", "reward", "accuracy", "lr")
+CURVES = (
+    *("loss", "eval_loss", "predict_loss", "reward", "accuracy"),
+    *("rewards/margins", "rewards/chosen", "rewards/rejected", "kl", "entropy", "grad_norm", "lr"),
+)
 TAIL_BYTES = 32_768
 CURVE_BYTES = 4_000_000
 """A longer log is read in pieces that lie evenly over it, the first and the last among them."""

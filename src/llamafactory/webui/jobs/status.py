@@ -1,6 +1,7 @@
 """All that a page shows of one run, read from its folder: the page itself knows nothing about the run."""
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from .state import State, refresh, state_by_files, state_of
 
 LOG_BYTES = 20_000
 LOG_LINES = 400
+LINK_BYTES = 64_000
+SWANLAB_LINK = re.compile(r"swanlab[^\n]*?(https?://[\w.:@%~/-]+/runs/[\w-]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class Status:
     saved_step: int | None = None
     results: dict[str, float]
     """The final metrics."""
+    swanlab_link: str = ""
+    """Where SwanLab shows the run, if it said so."""
     exit_code: int | None = None
     seconds: float | None = None
     """How long it has run, or ran."""
@@ -72,6 +77,7 @@ def read_status(run_dir: Path, *, with_curves: bool = True) -> Status:
         reason=record.reason if record is not None else "",
         saved_step=saved_step(run_dir),
         results=read_results(run_dir),
+        swanlab_link=read_swanlab_link(run_dir),
         exit_code=record.exit_code if record is not None else None,
         seconds=_seconds(record),
         started=record.started if record is not None else None,
@@ -94,6 +100,17 @@ def read_results(run_dir: Path) -> dict[str, float]:
         return {}
     items = values.items() if isinstance(values, dict) else ()
     return {str(key): value for key, value in items if isinstance(value, int | float)}
+
+
+def read_swanlab_link(run_dir: Path) -> str:
+    """Return the address at which SwanLab shows a run; it says so when the run begins, and again when it ends."""
+    try:
+        with (run_dir / OUTPUT_FILE).open("rb") as file:
+            head = file.read(LINK_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = SWANLAB_LINK.findall(head) or SWANLAB_LINK.findall(read_tail(run_dir / OUTPUT_FILE, LOG_BYTES))
+    return str(found[-1]) if found else ""
 
 
 def is_run(folder: Path) -> bool:

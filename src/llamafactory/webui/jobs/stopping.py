@@ -7,9 +7,14 @@ from pathlib import Path
 from ...extras.errors import UserError
 from .processes import run_processes
 from .queue import leave
-from .record import lock, read_record, request_stop, write_record
+from .record import lock, read_record, read_stop, request_stop, write_record
 from .state import is_supervised, refresh, supervise
+from .status import read_status
 from .supervisor import GRACE_SECONDS
+
+
+DOUBLE_CLICK_SECONDS = 1.0
+"""A second press sooner than this is part of the first."""
 
 
 def abort(run_dir: Path, *, grace: float = GRACE_SECONDS) -> None:
@@ -29,6 +34,18 @@ def abort(run_dir: Path, *, grace: float = GRACE_SECONDS) -> None:
     request_stop(run_dir, grace)
     if not is_supervised(record) and run_processes(run_dir):
         supervise(run_dir, record, adopts=True)
+
+
+def press_abort(run_dir: Path) -> bool:
+    """Abort as its button does: asked again, a job that is stopping is ended at once; tell whether that was done."""
+    request = read_stop(run_dir)
+    is_second = request is not None and time.time() - request.at >= DOUBLE_CLICK_SECONDS
+    ends_at_once = is_second and read_status(run_dir, with_curves=False).is_stopping
+    if ends_at_once:
+        abort(run_dir, grace=0)
+    elif request is None:
+        abort(run_dir)
+    return ends_at_once
 
 
 def cancel(run_dir: Path) -> bool:
