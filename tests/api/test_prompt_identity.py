@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_making import model_args
+from serving import MODEL, serve
 
 from llamafactory.api.conversation import read_dialogue, write_tools
 from llamafactory.api.media_sources import MediaPolicy
 from llamafactory.api.protocol import ChatMessage, Tool
+from llamafactory.chat import ChatModel
 from llamafactory.chat.answer_syntax import find_syntax
 from llamafactory.data.converter import get_dataset_converter
 from llamafactory.data.parser import DatasetAttr
 from llamafactory.data.slot_template import SlotTemplate
-from llamafactory.data.template import TEMPLATES, get_template_and_fix_tokenizer
+from llamafactory.data.template import TEMPLATES, Template, get_template_and_fix_tokenizer
 from llamafactory.hparams import DataArguments
+from llamafactory.model import load_tokenizer
 
 
 TOOLS: list[Any] = [
@@ -103,10 +107,49 @@ def test_a_request_reads_what_a_row_trained_behind(name: str, has_tools: bool, t
     tools = write_tools([Tool(**tool) for tool in TOOLS]) if has_tools else None
     prompt = template.encode_prompt(tokenizer, dialogue.messages, dialogue.system, tools)
 
+    before = learned_behind(template, tokenizer, trained)
+    assert tokenizer.decode(prompt) == tokenizer.decode(before)
+    assert prompt == before
+
+
+def learned_behind(template: Template, tokenizer: Any, trained: dict[str, Any]) -> list[int]:
+    """The ids before the last answer of a row of training data."""
     attr = DatasetAttr("file", "x", formatting="openai", messages="messages", tools="tools", **TAGS)
     conversation = get_dataset_converter("openai", attr)(trained)
     (encoded,) = template.encode_conversations(tokenizer, [conversation])
     pairs = [(turn.source, turn.target) for turn in encoded.turns]  # type: ignore[union-attr]
-    before = [number for source, target in pairs[:-1] for number in (*source, *target)] + pairs[-1][0]
-    assert tokenizer.decode(prompt) == tokenizer.decode(before)
-    assert prompt == before
+    return [number for source, target in pairs[:-1] for number in (*source, *target)] + pairs[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "enable_thinking", "has_tools"),
+    [("qwen3", True, True), ("qwen3", False, False), ("deepseekr1", True, False), ("mistral", True, True)],
+)
+def test_over_http_a_model_reads_what_it_was_trained_behind(
+    name: str, enable_thinking: bool, has_tools: bool, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: the official client, the server, the engine and the ids that a running batch reads."""
+    keys = {"template": name, "enable_thinking": enable_thinking}
+    model: Any = ChatModel({"model_name_or_path": str(tiny_llama_dir), "resize_vocab": True, **keys})
+    read: list[list[int]] = []
+    encode = model.engine.encode_prompt
+    monkeypatch.setattr(model.engine, "encode_prompt", lambda request: read.append(encode(request)) or read[-1])
+    sent = request("Let me see." if name != "mistral" else "")
+    trained = row(sent, find_syntax(model.engine.template, model.engine.tokenizer).thought_marks)
+    if not has_tools:
+        sent, trained["tools"] = [*sent[:2], *sent[5:]], ""
+        trained["messages"] = [*trained["messages"][:2], *trained["messages"][5:]]
+
+    with serve(model.engine) as running:
+        tools = {"tools": TOOLS} if has_tools else {}
+        create: Any = running.client().chat.completions.create
+        answer = create(model=MODEL, messages=sent, max_tokens=1, **tools)
+    model.close()
+
+    arguments = model_args(tiny_llama_dir, resize_vocab=True)
+    tokenizer = load_tokenizer(arguments)["tokenizer"]
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name, enable_thinking=enable_thinking))
+    before = learned_behind(template, tokenizer, trained)
+    assert read
+    assert all(ids == before for ids in read)
+    assert answer.usage.prompt_tokens == len(before)

@@ -12,9 +12,11 @@ from transformers import AutoTokenizer
 from llamafactory.chat import ChatModel
 from llamafactory.chat.requests import ChatRequest
 from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.extras.errors import UserError
 from llamafactory.hparams import DataArguments
 from llamafactory.model import load_tokenizer
 from llamafactory.train.export import export_model
+from llamafactory.train.export.probe import DIALOGUES, make_probe, require_prompts
 
 
 TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {"c": {}}}}]
@@ -114,3 +116,31 @@ def test_a_models_own_template_thinks_as_at_the_export(
     assert chat.engine.encode_prompt(request) == trained
     assert exported.apply_chat_template(sent, add_generation_prompt=True, return_dict=False) == trained
     assert told.engine.encode_prompt(request) != trained
+
+
+def test_the_export_is_compared_with_a_system_turn_and_with_tools(tiny_tokenizer_dir: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template="qwen3"))
+    probe = make_probe(tokenizer, template)
+    texts = [tokenizer.decode(prompt.ids) for prompt in probe.prompts]
+
+    assert len(texts) == len(DIALOGUES)
+    assert [("Answer in one word." in text, '"weather"' in text) for text in texts[-2:]] == [
+        (True, False),
+        (False, True),
+    ]
+    require_prompts(tokenizer, probe)
+    spoiled: Any = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    for forgotten in ("{%- set tools = none %}", "{%- set messages = messages[-1:] %}"):
+        spoiled.chat_template = f"{forgotten}{tokenizer.chat_template}"
+        with pytest.raises(UserError, match="another prompt"):
+            require_prompts(spoiled, probe)
+
+
+def test_dialogues_that_a_template_refuses_are_left_out(tiny_tokenizer_dir: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    refusal = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{%- endif %}"
+    tokenizer.chat_template = refusal + OWN
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments())
+
+    assert [prompt.messages[0]["role"] for prompt in make_probe(tokenizer, template).prompts] == ["user"] * 4

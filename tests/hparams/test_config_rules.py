@@ -125,6 +125,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"use_kt": True, "kt_cpu_activation": "recompute", "disable_gradient_checkpointing": True},
         "kt_cpu_activation: recompute cannot go with",
     ),
+    ({"export_legacy_format": True}, "a .bin file can run code when it is read; remove it"),
     ({"export_quantization_bit": 4}, "needs export_quantization_dataset"),
     ({"export_quantization_bit": 2, "export_quantization_method": "bnb"}, "bnb has 4, 8"),
     ({"export_quantization_method": "torchao"}, "needs export_quantization_bit"),

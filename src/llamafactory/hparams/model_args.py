@@ -166,7 +166,7 @@ class ExportArguments(Arguments):
     export_quantization_maxlen: Count = 1024
     """Length in tokens of each calibration text; shorter ones are joined until they reach it."""
     export_legacy_format: bool = False
-    """Asked for .bin files in older versions; weights are always written as safetensors now."""
+    """Asked for .bin files in older versions; true is refused, for weights are always written as safetensors."""
     export_hub_model_id: str | None = None
     """Also uploads the export to this repository on the hub."""
 

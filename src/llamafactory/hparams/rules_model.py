@@ -154,6 +154,9 @@ def _recomputing(view: View) -> Iterator[Violation]:
 def _exporting(view: View) -> Iterator[Violation]:
     if view.command == "export" and not view.export_dir:
         yield Violation(("export_dir",), "export_dir is missing; name the folder that receives the model")
+    if view.export_legacy_format:
+        message = "export_legacy_format: true is refused: a .bin file can run code when it is read; remove it"
+        yield Violation(("export_legacy_format",), f"{message}, the weights are written as safetensors")
     if view.export_gguf is not None and view.stage == "rm":
         yield view.clash("export_gguf", "stage", "llama.cpp does not read our reward models")
 

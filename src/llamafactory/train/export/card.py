@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...model.dtype import SHORT
-from .probe import DIALOGUES
 from .saving import Promise
 
 
@@ -46,8 +45,8 @@ def model_card(model_args: "ModelArguments", promise: Promise, notes: Sequence[s
             "",
             f"Base: {base}; {made}. Weights: {SHORT[promise.dtype]}.",
             "",
-            f"Checked on {len(DIALOGUES)} dialogues after reading it back (largest difference of a logit, as a share "
-            f"of the largest).{merge_gap} Rounding to {SHORT[promise.dtype]}: {promise.rounding_gap:.1e}.",
+            f"Checked on {len(promise.logits)} dialogues after reading it back (largest difference of a logit, as a "
+            f"share of the largest).{merge_gap} Rounding to {SHORT[promise.dtype]}: {promise.rounding_gap:.1e}.",
             "",
             *(line for note in notes for line in (note, "")),
             "```python",

@@ -1,9 +1,10 @@
 """The prompts that an export is compared on, and the comparison."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -19,39 +20,75 @@ if TYPE_CHECKING:
 EXACT_TOLERANCE = 1e-5
 """Largest difference of a logit, as a share of the largest logit, where both sides compute in float32."""
 
-DIALOGUES: tuple[tuple[tuple[str, str], ...], ...] = (
-    (("user", "Who are you?"),),
-    (("user", "Translate to French: The weather is fine today."),),
-    (
-        ("user", "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u4f60\u81ea\u5df1\u3002"),
-    ),  # introduce yourself in one sentence
-    (
-        ("user", "Name three primary colours."),
-        ("assistant", "Red, yellow and blue."),
-        ("user", "Now write a Python function that returns them as a list."),
-    ),
+TOOLS = (
+    '[{"name": "weather", "description": "Tells the weather of a city.", "parameters": {"type": "object", '
+    '"properties": {"city": {"type": "string"}}, "required": ["city"]}}]'
 )
-"""What the exported model is compared on: short and long, one turn and several, two scripts, prose and code."""
+
+
+class Dialogue(NamedTuple):
+    """What is said, and with which tools."""
+
+    turns: tuple[tuple[str, str], ...]
+    tools: str = ""
+    is_optional: bool = False
+    """Left out where the template refuses it, as some refuse system turns or know no tools."""
+
+
+DIALOGUES = (
+    Dialogue((("user", "Who are you?"),)),
+    Dialogue((("user", "Translate to French: The weather is fine today."),)),
+    Dialogue(
+        (("user", "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u4f60\u81ea\u5df1\u3002"),)
+    ),  # introduce yourself in one sentence
+    Dialogue(
+        (
+            ("user", "Name three primary colours."),
+            ("assistant", "Red, yellow and blue."),
+            ("user", "Now write a Python function that returns them as a list."),
+        )
+    ),
+    Dialogue((("system", "Answer in one word."), ("user", "Is the sea salty?")), is_optional=True),
+    Dialogue((("user", "Do I need an umbrella in Bern?"),), tools=TOOLS, is_optional=True),
+)
+"""What the exported model is compared on: one turn and several, two scripts, prose and code, a system turn, tools."""
+
+
+class Prompt(NamedTuple):
+    """A dialogue as the saved tokenizer is given it, and the ids that the run's template writes of it."""
+
+    messages: list[dict[str, str]]
+    tools: list[dict[str, Any]] | None
+    ids: list[int]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The prompts of the comparison, as ids."""
+    """The prompts of the comparison."""
 
-    dialogues: tuple[list[dict[str, str]], ...]
-    prompts: tuple[list[int], ...]
+    prompts: tuple[Prompt, ...]
 
     def logits(self, model: "PreTrainedModel") -> list[torch.Tensor]:
         """The logits of every prompt, computed in the model's own format."""
         with torch.inference_mode():
-            rows = [torch.tensor([prompt], device=model.device) for prompt in self.prompts]
+            rows = [torch.tensor([prompt.ids], device=model.device) for prompt in self.prompts]
             return [model(input_ids=row, use_cache=False).logits.float().cpu() for row in rows]
 
 
 def make_probe(tokenizer: "PreTrainedTokenizerBase", template: "Template") -> Probe:
     """Write the dialogues with the template."""
-    dialogues = tuple([{"role": role, "content": text} for role, text in dialogue] for dialogue in DIALOGUES)
-    return Probe(dialogues, tuple(template.encode_prompt(tokenizer, dialogue) for dialogue in dialogues))
+    prompts: list[Prompt] = []
+    for dialogue in DIALOGUES:
+        messages = [{"role": role, "content": text} for role, text in dialogue.turns]
+        tools = [{"type": "function", "function": tool} for tool in json.loads(dialogue.tools or "[]")] or None
+        try:
+            ids = template.encode_prompt(tokenizer, messages, tools=dialogue.tools)
+        except UserError:
+            if not dialogue.is_optional:
+                raise
+            continue
+        prompts.append(Prompt(messages, tools, ids))
+    return Probe(tuple(prompts))
 
 
 def require_equal(
@@ -92,21 +129,25 @@ def require_close(
 def require_prompts(tokenizer: "PreTrainedTokenizerBase", probe: Probe) -> None:
     """Fail where a saved tokenizer's own chat template writes another prompt than this run's template.
 
-    Templates of multimodal models may read messages as lists of parts only.
+    Templates of multimodal models may read messages as lists of parts only. One that refuses tools aloud, because
+    their syntax cannot be written in it, misleads nobody.
     """
-    for dialogue, prompt in zip(probe.dialogues, probe.prompts, strict=True):
-        parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in dialogue]
-        found: Any = tokenizer.apply_chat_template(dialogue, add_generation_prompt=True, return_dict=False)
-        if found != prompt and prompt != _rendered(tokenizer, parts):
+    for messages, tools, ids in probe.prompts:
+        parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+        found = _rendered(tokenizer, messages, tools)
+        if found is None and tools and _rendered(tokenizer, parts, tools) is None:
+            continue
+        if found != ids and ids != _rendered(tokenizer, parts, tools):
+            written = "none" if found is None else repr(tokenizer.decode(found))
             raise UserError(
                 "The export was removed: its own chat template writes another prompt than the template of this run, "
-                f"{tokenizer.decode(found)!r} instead of {tokenizer.decode(prompt)!r}."
+                f"{written} instead of {tokenizer.decode(ids)!r}."
             )
 
 
-def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Any) -> Any:
-    """Render messages of parts; a template that joins them to text as strings cannot."""
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Any, tools: Any) -> Any:
+    """Render messages; a template that is written for parts cannot read plain texts, and the other way round."""
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
     except (TemplateError, TypeError):
         return None
