@@ -65,6 +65,11 @@ def test_float16_on_a_cpu_is_refused() -> None:
         choose_dtype(DtypeFlags(infer_dtype="float16"), FAST_CPU)
 
 
+def test_a_choice_knows_whether_weights_are_sharded() -> None:
+    assert not choose_dtype(DtypeFlags(is_trainable=True), GPU).is_sharded
+    assert choose_dtype(DtypeFlags(is_trainable=True, bf16=True, is_sharded=True), GPU).is_sharded
+
+
 def test_the_choice_says_what_and_why() -> None:
     text = str(choose_dtype(DtypeFlags(is_trainable=True), FAST_CPU))
 

@@ -188,6 +188,27 @@ def load(folder: Path, **changes: Any) -> Any:
     return load_model(AutoTokenizer.from_pretrained(folder), args, finetuning, is_trainable=is_trainable, dtype=whole)
 
 
+@pytest.mark.parametrize("sharding", [{}, {"fsdp": "full_shard auto_wrap"}])
+def test_packed_weights_name_the_format_of_the_others_where_weights_are_sharded(
+    sharding: dict[str, Any], wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+) -> None:
+    """FSDP joins the weights of one format, so bytes of their own format would have no place."""
+    from transformers import AutoConfig
+
+    from llamafactory.extras.device import device_facts
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model.dtype import choose_dtype, training_flags
+    from llamafactory.model.quantization.choosing import choose_quantizer
+
+    config = keys(wide_llama_dir, demo_dataset_dir, tmp_path, quantization_bit=4, bf16=True, **sharding)
+    model, _, training, finetuning, _ = get_train_args(config)
+    dtypes = choose_dtype(training_flags(training, finetuning), device_facts())
+    quantizer = choose_quantizer(AutoConfig.from_pretrained(wide_llama_dir), model, finetuning, dtypes)
+    assert quantizer is not None
+    assert quantizer.config.bnb_4bit_quant_storage == (torch.bfloat16 if sharding else torch.uint8)
+    assert quantizer.config.bnb_4bit_compute_dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_reference_of_dpo_may_be_packed(
     method: str, wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path

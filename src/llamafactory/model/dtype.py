@@ -1,6 +1,6 @@
 """Which number formats a run uses: one pure function, so that every caller and the log say the same."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -29,6 +29,7 @@ class DtypeFlags:
     fp16: bool = False
     pure_bf16: bool = False
     infer_dtype: str = "auto"
+    is_sharded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class DtypeChoice:
     """Weights that learn: float32 unless `pure_bf16`, because small updates are lost in 8 bits of mantissa."""
     autocast: Autocast | None
     reason: str
+    is_sharded: bool = False
+    """Weights are split over devices, which joins those of one format: packed ones have to name the frozen format."""
 
     def __str__(self) -> str:
         if self.autocast is None and self.frozen == self.trainable:
@@ -58,7 +61,13 @@ def training_flags(training_args: "TrainingArguments", finetuning_args: "Finetun
         bf16=training_args.bf16,
         fp16=training_args.fp16,
         pure_bf16=finetuning_args.pure_bf16,
+        is_sharded=shards_weights(training_args),
     )
+
+
+def shards_weights(training_args: "TrainingArguments") -> bool:
+    """Whether the weights may be split over devices: FSDP, or DeepSpeed, whose stage 3 does it."""
+    return training_args.fsdp not in (None, "", False) or training_args.deepspeed is not None
 
 
 def inference_flags(model_args: "ModelArguments") -> DtypeFlags:
@@ -74,7 +83,7 @@ def stored_dtype(config: "PreTrainedConfig") -> torch.dtype:
 def choose_dtype(flags: DtypeFlags, facts: DeviceFacts, stored: torch.dtype | None = None) -> DtypeChoice:
     """Choose from the flags, the device and (at inference) the format in which the weights are stored."""
     if flags.is_trainable:
-        return _for_training(flags, facts)
+        return replace(_for_training(flags, facts), is_sharded=flags.is_sharded)
     if flags.infer_dtype != "auto":
         return _as_asked(flags.infer_dtype, facts)
     return _for_inference(stored or torch.float32, facts)

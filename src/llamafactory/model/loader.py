@@ -161,7 +161,7 @@ def _read_weights(config: PreTrainedConfig, request: LoadRequest) -> PreTrainedM
         with reading_model(source):
             return read_by_unsloth(source, config, request)
     tuning = request.finetuning_args if request.is_trainable else None
-    quantizer = choose_quantizer(config, args, tuning, request.dtypes.frozen)
+    quantizer = choose_quantizer(config, args, tuning, request.dtypes)
     return load_weights(
         config,
         args,

@@ -151,7 +151,6 @@ def step_shape(
 ) -> StepShape:
     """Say what the memory estimate has to know of a run; `is_fused` where the modules cannot be asked."""
     training = arguments.training
-    is_sharded = training.fsdp not in (None, "", False) or training.deepspeed is not None
     return StepShape(
         tokens=batch.total,
         compute_dtype=COMPUTED.get(dtypes.autocast or "", dtypes.trainable),
@@ -159,7 +158,7 @@ def step_shape(
         is_accumulated=training.gradient_accumulation_steps > 1,
         is_fused=has_fused_blocks(model) if is_fused is None else is_fused,
         masked_len=0 if takes_bounds(model) else batch.row_len,
-        num_shards=read_env().world_size if is_sharded else 1,
+        num_shards=read_env().world_size if dtypes.is_sharded else 1,
         keeps_logits=arguments.finetuning.stage in KEEP_LOGITS,
     )
 

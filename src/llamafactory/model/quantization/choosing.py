@@ -14,6 +14,7 @@ from ...extras.packages import require
 from ...extras.registry import load_attribute
 from ...hparams.methods import tuning_methods
 from ...hparams.quantizers import QUANTIZERS, QuantizerRow
+from ..dtype import DtypeChoice
 from .packed import PACKED_BY
 
 
@@ -40,6 +41,8 @@ class QuantizerRequest:
     compute_dtype: torch.dtype
     stored: dict[str, Any]
     """What the checkpoint says about itself; empty for one that is not quantized."""
+    is_sharded: bool = False
+    """Whether the weights will be split over devices."""
     device: torch.device = field(default_factory=lambda: current_device(read_env().local_rank or 0))
     """Where the weights will be used."""
 
@@ -59,7 +62,7 @@ def choose_quantizer(
     config: "PreTrainedConfig",
     model_args: "ModelArguments",
     finetuning_args: "FinetuningArguments | None",
-    dtype: torch.dtype,
+    dtypes: DtypeChoice,
 ) -> Quantizer | None:
     """Return how the weights are quantized, or None; `finetuning_args` only where the model will learn."""
     stored = stored_quantization(config)
@@ -73,7 +76,14 @@ def choose_quantizer(
         )
     name = stored_name(stored) if stored else model_args.quantization_method
     row = find_row(name)
-    asked = QuantizerRequest(bits or 0, model_args.quantization_type, model_args.double_quantization, dtype, stored)
+    asked = QuantizerRequest(
+        bits or 0,
+        model_args.quantization_type,
+        model_args.double_quantization,
+        dtypes.frozen,
+        stored,
+        is_sharded=dtypes.is_sharded,
+    )
     chosen = _ready(row, asked)
     if finetuning_args is not None and not (stored and row.build.endswith("whole_config")):
         refuse_whole_training(finetuning_args.finetuning_type, name)

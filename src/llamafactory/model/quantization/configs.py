@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import BitsAndBytesConfig, CompressedTensorsConfig, EetqConfig, FineGrainedFP8Config, TorchAoConfig
 from transformers.utils.quantization_config import Mxfp4Config
 
@@ -13,7 +14,10 @@ WHOLE = {"compressed-tensors": CompressedTensorsConfig, "fp8": FineGrainedFP8Con
 
 
 def bnb_config(request: "QuantizerRequest") -> Any:
-    """8 bits with vectors of scales (arXiv 2208.07339), or 4 bits of QLoRA (arXiv 2305.14314)."""
+    """8 bits with vectors of scales (arXiv 2208.07339), or 4 bits of QLoRA (arXiv 2305.14314).
+
+    Sharding joins weights of one number format, so that packed ones then name the one of the weights beside them.
+    """
     if request.stored:
         return None
     if request.bits == 8:
@@ -23,6 +27,7 @@ def bnb_config(request: "QuantizerRequest") -> Any:
         bnb_4bit_quant_type=request.kind,
         bnb_4bit_use_double_quant=request.is_double,
         bnb_4bit_compute_dtype=request.compute_dtype,
+        bnb_4bit_quant_storage=request.compute_dtype if request.is_sharded else torch.uint8,
     )
 
 

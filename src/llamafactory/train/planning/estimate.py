@@ -109,12 +109,11 @@ def passing(memory: MemoryEstimate) -> int:
 def make_shape(arguments: RunArguments, skeleton: Skeleton, dtypes: DtypeChoice, batch: BatchTokens) -> StepShape:
     """Say what the estimate has to know."""
     shape = step_shape(skeleton.model, arguments, dtypes, batch, is_fused=skeleton.is_fused)
-    is_sharded = arguments.training.fsdp not in (None, "", False) or arguments.training.deepspeed is not None
     return replace(
         shape,
         packing=skeleton.packing,
         helpers=helper_bytes(skeleton.model, arguments, dtypes),
-        num_shards=num_devices(device_facts()) if is_sharded else 1,
+        num_shards=num_devices(device_facts()) if dtypes.is_sharded else 1,
     )
 
 
