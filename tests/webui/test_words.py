@@ -61,6 +61,12 @@ def test_every_element_with_a_label_has_words_in_its_tab() -> None:
             assert engine.words(element_id, "en").get("label"), element_id
 
 
+def test_every_help_of_the_form_is_translated() -> None:
+    for field in fields_of(("top", "train")).values():
+        english = describe_field(field, "en")["info"]
+        assert all(describe_field(field, code)["info"] != english for code in LANGUAGES if code != "en"), field.id
+
+
 def test_translated_help_is_that_of_the_declaration_in_all_languages() -> None:
     for key, texts in load_words("help").items():
         assert set(texts) == set(LANGUAGES), key
