@@ -1,6 +1,7 @@
 """One prompt everywhere: what the API writes of a request is what a row of training data is learned behind."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,26 @@ def learned_behind(template: Template, tokenizer: Any, trained: dict[str, Any]) 
     return [number for source, target in pairs[:-1] for number in (*source, *target)] + pairs[-1][0]
 
 
+@pytest.fixture(scope="module")
+def long_llama_dir(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with room for tools."""
+    folder = tmp_path_factory.mktemp("long") / "model"
+    shutil.copytree(tiny_llama_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "enable_thinking", "has_tools"),
     [("qwen3", True, True), ("qwen3", False, False), ("deepseekr1", True, False), ("mistral", True, True)],
 )
 def test_over_http_a_model_reads_what_it_was_trained_behind(
-    name: str, enable_thinking: bool, has_tools: bool, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, enable_thinking: bool, has_tools: bool, long_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: the official client, the server, the engine and the ids that a running batch reads."""
     keys = {"template": name, "enable_thinking": enable_thinking}
-    model: Any = ChatModel({"model_name_or_path": str(tiny_llama_dir), "resize_vocab": True, **keys})
+    model: Any = ChatModel({"model_name_or_path": str(long_llama_dir), "resize_vocab": True, **keys})
     read: list[list[int]] = []
     encode = model.engine.encode_prompt
     monkeypatch.setattr(model.engine, "encode_prompt", lambda request: read.append(encode(request)) or read[-1])
@@ -146,7 +157,7 @@ def test_over_http_a_model_reads_what_it_was_trained_behind(
         answer = create(model=MODEL, messages=sent, max_tokens=1, **tools)
     model.close()
 
-    arguments = model_args(tiny_llama_dir, resize_vocab=True)
+    arguments = model_args(long_llama_dir, resize_vocab=True)
     tokenizer = load_tokenizer(arguments)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name, enable_thinking=enable_thinking))
     before = learned_behind(template, tokenizer, trained)
