@@ -1,5 +1,6 @@
 """What an optimizer is said to keep is what it keeps after a step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 from llamafactory.extras.packages import is_available
 from llamafactory.hparams.optimizer_states import state_sizes
 from llamafactory.hparams.optimizers import OPTIM_FAMILIES
+from llamafactory.model.memory import StepShape, estimate_step
 from llamafactory.train.optimizers.making import optimizer_maker
 from llamafactory.train.optimizers.recipe import Recipe, weights_of
 from llamafactory.train.optimizers.sizes import optimizer_sizes
@@ -73,6 +75,35 @@ def test_our_own_optimizers_keep_what_they_are_said_to(tiny_llama_dir: Path, tmp
     gradients = [weight.grad for weight in recipe.model.parameters() if weight.grad is not None]
     if name != "badam":  # which has moved on to the next block by now
         assert expected.gradients == sum(gradient.numel() * gradient.element_size() for gradient in gradients)
+
+
+def weight_storage(model: torch.nn.Module) -> int:
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_q_galore_keeps_directions_and_weights_in_as_few_bytes_as_it_is_said_to(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_llama_dir, tmp_path, use_galore=True, galore_rank=4, galore_quantize=True)
+    expected, before = optimizer_sizes(recipe, on_device=False), weight_storage(recipe.model)
+    plain = replace(recipe, finetuning=tuning("full", use_galore=True, galore_rank=4))
+    make = optimizer_maker(recipe.finetuning)
+    assert make is not None
+    optimizer: Any = make(recipe.model, recipe.hf, ())
+
+    step(recipe, optimizer)
+
+    galore, others = optimizer.parts
+    stand_ins = sum(weight.numel() * 4 for group in galore.inner.param_groups for weight in group["params"])
+    parts = (dict(galore.state), dict(galore.inner.state), dict(others.state))
+    kept = sum(t.numel() * t.element_size() for t in tensors_in(parts) if t.numel() > 1)
+    assert expected.states == pytest.approx(kept + stand_ins, rel=0.01)
+    assert expected.states < optimizer_sizes(plain, on_device=False).states
+    assert expected.saved == pytest.approx(before - weight_storage(recipe.model), rel=0.01)
+    shape = StepShape(tokens=8, optimizer=expected)
+    whole = estimate_step(plain.model, StepShape(tokens=8, optimizer=expected._replace(saved=0)))
+    assert estimate_step(plain.model, shape).weights == whole.weights - expected.saved
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop", "schedule_free_adamw"])

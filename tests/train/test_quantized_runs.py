@@ -304,3 +304,11 @@ def test_an_export_in_few_bits_trains_and_answers(
     assert ChatModel({"model_name_or_path": str(packed), "max_new_tokens": 3}).chat([{"role": "user", "content": "1"}])
     run_exp(keys(packed, demo_dataset_dir, tmp_path / "run", max_steps=3))
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+def test_the_weights_of_an_fp8_base_are_told_to_the_byte(wide_llama_dir: Path) -> None:
+    from llamafactory.model.quantization.sizes import Packing, weight_bytes
+
+    plain = load(wide_llama_dir)
+    packed = load(wide_llama_dir, quantization_bit=8, quantization_method="fp8")
+    assert weight_bytes(plain, Packing("fp8", 8)) == weight_bytes(packed)

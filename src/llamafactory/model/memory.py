@@ -97,6 +97,8 @@ class OptimizerBytes(NamedTuple):
     states: int
     gradients: int
     update: int
+    saved: int = 0
+    """Bytes of weights that are gone, because the optimizer keeps them in fewer bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ def estimate_step(model: nn.Module, shape: StepShape) -> MemoryEstimate:
     optimizer = shape.optimizer or OptimizerBytes(OPTIMIZER_STATES * size, size, 0)
     logits, head = head_bytes(model, config, shape)
     return MemoryEstimate(
-        weights=weight_bytes(model, shape.packing) // shape.num_shards,
+        weights=(weight_bytes(model, shape.packing) - optimizer.saved) // shape.num_shards,
         gradients=optimizer.gradients // shape.num_shards,
         optimizer=optimizer.states // shape.num_shards,
         activations=activation_bytes(config, shape, is_frozen=is_frozen),

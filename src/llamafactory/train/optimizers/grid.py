@@ -4,6 +4,7 @@ The weights and the projections of Q-GaLore lie on such grids. Rounding is to th
 the mean is right: then updates far below a step still add up.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,12 @@ def to_grid(tensor: Tensor, bits: int, generator: torch.Generator | None = None)
         codes = (places + torch.rand(places.shape, generator=generator).to(places.device)).floor()
     codes = codes.clamp(0, most).to(torch.uint8)
     return Grid(codes if bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4, low, step)
+
+
+def grid_bytes(count: int, bits: int) -> int:
+    """Return the bytes of so many numbers on a grid."""
+    num_blocks = math.ceil(count / BLOCK)
+    return num_blocks * (BLOCK * bits // 8 + 2 * torch.float32.itemsize)
 
 
 def from_grid(grid: Grid, shape: torch.Size, bits: int) -> Tensor:

@@ -14,9 +14,12 @@ from ...hparams.optimizer_states import state_size
 from ...model.memory import OptimizerBytes
 from .adam_mini import count_blocks
 from .badam import split_blocks
+from .eight_bits import BITS
+from .grid import grid_bytes
 from .making import chosen_row
 from .muon import split_matrices
 from .projection import side_of
+from .q_galore import DIRECTION_BITS
 from .recipe import Recipe, Weight, matrices
 
 
@@ -55,7 +58,10 @@ def plain_sizes(recipe: Recipe, weights: Iterable[Weight]) -> OptimizerBytes:
 
 
 def galore_sizes(recipe: Recipe) -> OptimizerBytes:
-    """The directions, a stand-in of each matrix in the small space, and what the inner optimizer keeps for it."""
+    """The directions, a stand-in of each matrix in the small space, and what the inner optimizer keeps for it.
+
+    Q-GaLore has the directions, and the matrices themselves, on grids of few bits.
+    """
     args, size = recipe.finetuning, state_size(optim_of(recipe))
     projected, others = matrices(recipe, args.galore_target, "galore_target", args.galore_rank)
     states = plain_sizes(recipe, others).states
@@ -68,8 +74,12 @@ def galore_sizes(recipe: Recipe) -> OptimizerBytes:
             small, directions = (rank, width), rank * height
         else:
             small, directions = (height, rank), rank * width
-        states += FLOAT32 * (directions + math.prod(small)) + size.of(small, FLOAT32)
-    return OptimizerBytes(states, bytes_of(recipe.weights), largest_in_float32(projected))
+        kept = grid_bytes(directions, DIRECTION_BITS) if args.galore_quantize else FLOAT32 * directions
+        states += kept + FLOAT32 * math.prod(small) + size.of(small, FLOAT32)
+    saved = 0
+    if args.galore_quantize:
+        saved = bytes_of(projected) - sum(grid_bytes(weight.tensor.numel(), BITS) for weight in projected)
+    return OptimizerBytes(states, bytes_of(recipe.weights), largest_in_float32(projected), saved)
 
 
 def apollo_sizes(recipe: Recipe) -> OptimizerBytes:
