@@ -105,6 +105,30 @@ def test_8_bit_products_are_near_the_whole_ones_and_learn(method: str, wide_llam
     assert told[-1] < told[0] - 0.1
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_rounding_keeps_for_the_backward_pass_is_in_the_estimate(
+    bits: int, method: str, wide_llama_dir: Path
+) -> None:
+    """With one token there is next to nothing else to be kept."""
+    from llamafactory.model.memory import StepShape, estimate_step
+
+    plain, rounded = (load(wide_llama_dir, tuning(method, qat_bits=value)) for value in (None, bits))
+    own = {weight.untyped_storage().data_ptr() for weight in rounded.parameters()}
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        rounded(input_ids=torch.tensor([[5]]), use_cache=False)
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in held.values() if tensor.numel() > 512)
+    shape = StepShape(tokens=1, compute_dtype=torch.float32, is_rounded=True)
+    assert estimate_step(plain, shape).copies == pytest.approx(kept, rel=0.1)
+
+
 def test_fp8_without_8_bit_products_is_refused_in_one_sentence(
     wide_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
 ) -> None:

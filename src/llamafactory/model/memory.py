@@ -83,6 +83,8 @@ class StepShape:
     """Length of the rows of an attention that keeps a mask in every layer; 0 for one that takes bounds."""
     num_shards: int = 1
     """Devices that weights, gradients and optimizer are split over (FSDP, ZeRO-3)."""
+    is_rounded: bool = False
+    """Linear layers round their weights for each product (QAT)."""
     keeps_logits: bool = False
     """The loss looks at log-probabilities of whole answers, for which products of the head are kept."""
     helpers: int = 0
@@ -158,7 +160,7 @@ def estimate_step(model: nn.Module, shape: StepShape) -> MemoryEstimate:
         optimizer=optimizer.states // shape.num_shards,
         activations=activation_bytes(config, shape, is_frozen=is_frozen),
         logits=logits,
-        copies=copy_bytes(trained, shape.compute_dtype),
+        copies=copy_bytes(trained, shape.compute_dtype) + rounded_bytes(model, config, shape),
         work=work_bytes(config, shape) + head,
         update=optimizer.update // shape.num_shards,
         helpers=shape.helpers,
@@ -176,6 +178,26 @@ def copy_bytes(trained: list[nn.Parameter], dtype: torch.dtype) -> int:
         for weight in trained
         if weight.dim() > 1 and weight.element_size() > dtype.itemsize
     )
+
+
+def rounded_bytes(model: nn.Module, config: "PreTrainedConfig", shape: StepShape) -> int:
+    """Return what the layers that feel rounding (QAT) keep: their weights in float32, and rounded.
+
+    The rounded ones of trained matrices in a wider format are among `copy_bytes`. A layer that is computed again
+    keeps nothing until then.
+    """
+    if not shape.is_rounded:
+        return 0
+    inner: Any = model
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    head, unit, size = base.get_output_embeddings(), shape.compute_dtype.itemsize, 0
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and module is not head and "lora_" not in name:
+            is_counted = module.weight.requires_grad and module.weight.element_size() > unit
+            size += module.weight.numel() * (FLOAT32 + (0 if is_counted else unit))
+    num_layers = int(config.num_hidden_layers)
+    whole = max(num_layers - min(shape.checkpointed_layers, num_layers), 1)
+    return size * whole // num_layers
 
 
 def activation_bytes(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bool) -> int:

@@ -159,6 +159,7 @@ def step_shape(
         is_fused=has_fused_blocks(model) if is_fused is None else is_fused,
         masked_len=0 if takes_bounds(model) else batch.row_len,
         num_shards=read_env().world_size if dtypes.is_sharded else 1,
+        is_rounded=arguments.finetuning.qat_bits is not None,
         keeps_logits=arguments.finetuning.stage in KEEP_LOGITS,
     )
 
