@@ -63,6 +63,17 @@ def page(browser: Any, board: Board) -> Iterator[Any]:
     assert not errors, errors
 
 
+@pytest.fixture(scope="module")
+def shared_page(browser: Any, board: Board) -> Iterator[Any]:
+    """One page for tests of a module that leave nothing behind which the next would trip over."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    visitor = context.new_page()
+    visitor.set_default_timeout(PAGE_MILLISECONDS)
+    open_board(visitor, board)
+    yield visitor
+    context.close()
+
+
 @pytest.fixture
 def places(tmp_path: Path, tiny_llama_dir: Path, demo_dataset_dir: Path) -> Iterator[Places]:
     """A folder to start runs in; whatever still runs there after a test is ended."""

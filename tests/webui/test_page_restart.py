@@ -1,7 +1,6 @@
 """The server is killed while a run that it started goes on; the next server shows how it ended."""
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -10,23 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from browsing import Board, free_port, open_board, take_shot
+from browsing import Board, open_board, take_shot
 from job_making import run_values, wait_over, wait_until
 
 from llamafactory.webui.jobs.processes import run_processes
 
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def own_board(board_dir: Path, tmp_path: Path) -> Iterator[Board]:
-    work = tmp_path / "board"
-    shutil.copytree(board_dir, work, ignore=shutil.ignore_patterns("saves", "server.txt"))
-    board = Board(work, free_port())
-    board.start()
-    yield board
-    board.kill()
 
 
 @pytest.fixture
@@ -47,7 +36,7 @@ def fill_choice(visitor: Any, element: str, text: str) -> None:
 def start_saved(visitor: Any, board: Board, name: str) -> Path:
     """Load saved arguments into the form and start them."""
     folder = board.work / "llamaboard_config"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     values = {key: value for key, value in run_values(name).items() if key != "output_dir"}
     (folder / "saved.yaml").write_text(yaml.safe_dump(values))
     open_board(visitor, board)
@@ -69,18 +58,18 @@ def wait_for_run(board: Board, name: str) -> Path:
         time.sleep(0.2)
 
 
-def test_the_run_finishes_without_its_server_and_the_next_server_shows_it(own_board: Board, visitor: Any) -> None:
-    run_dir = start_saved(visitor, own_board, "lives")
+def test_the_run_finishes_without_its_server_and_the_next_server_shows_it(board: Board, visitor: Any) -> None:
+    run_dir = start_saved(visitor, board, "lives")
     wait_until(run_dir, lambda status: status.state == "running" and bool(run_processes(run_dir)))
     visitor.wait_for_selector("#train-progress_bar :text-matches('running', 'i')")
-    assert own_board.process is not None
-    os.killpg(own_board.process.pid, signal.SIGKILL)
-    own_board.process.wait()
+    assert board.process is not None
+    os.killpg(board.process.pid, signal.SIGKILL)
+    board.process.wait()
     assert run_processes(run_dir)
 
     assert wait_over(run_dir).state == "finished"
-    own_board.start()
-    open_board(visitor, own_board)
+    board.start()
+    open_board(visitor, board)
     visitor.wait_for_selector("#train-progress_bar :text-matches('finished', 'i')")
     visitor.wait_for_selector("#train-metrics_box :text('train_loss')")
     visitor.wait_for_selector("#train-loss_viewer")

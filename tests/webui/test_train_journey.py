@@ -70,8 +70,8 @@ def test_the_whole_way_in_english(page: Any, board: Board) -> None:
     take_shot(page, "train-finished")
 
 
-def test_the_whole_way_in_chinese_with_a_killed_server_and_an_abort(browser: Any, board: Board) -> None:
-    """Greeted in Chinese; the server dies and the next one shows the run; Abort saves it and leaves no process."""
+def test_the_whole_way_in_chinese_with_a_reload_a_killed_server_and_an_abort(browser: Any, board: Board) -> None:
+    """In Chinese: a reload shows the run, and so does the next server when one dies; Abort saves and leaves nobody."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="zh-CN", color_scheme="dark")
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -83,6 +83,9 @@ def test_the_whole_way_in_chinese_with_a_killed_server_and_an_abort(browser: Any
     folder = board.work / "saves" / "Custom" / "lora" / "zhongwen"
     wait_until(lambda: step_of(folder) > 0)
     page.wait_for_selector("#train-progress_bar .progress.running")
+    page.reload()
+    page.locator("#train-progress_bar .progress.running", has_text="运行中").wait_for()
+    assert jobs.read_status(folder, with_curves=False).state == "running"
     board.kill()
     board.start()
     open_board(page, board, "?__theme=dark")
@@ -134,7 +137,8 @@ def test_what_does_not_go_with_a_choice_is_greyed_out(page: Any) -> None:
     assert box.is_enabled()
 
 
-def test_html_in_a_message_stays_text(page: Any) -> None:
+def test_html_in_a_message_stays_text(shared_page: Any) -> None:
+    page = shared_page
     write(page, "train-learning_rate", '<img src=x onerror="document.title=1">')
     write(page, "train-output_dir", "<b>x</b>")
     page.click("#train-cmd_preview_btn")
@@ -144,7 +148,8 @@ def test_html_in_a_message_stays_text(page: Any) -> None:
     assert re.match(r"LLaMA Factory", page.title())
 
 
-def test_files_of_the_machine_are_not_served(page: Any, board: Board) -> None:
+def test_files_of_the_machine_are_not_served(shared_page: Any, board: Board) -> None:
+    page = shared_page
     for path in ("/etc/passwd", "../../../etc/passwd", str(board.work / "server.txt")):
         answer = page.request.get(f"{board.url}gradio_api/file={path}")
         assert answer.status in (403, 404), path

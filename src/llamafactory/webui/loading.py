@@ -5,10 +5,11 @@ from typing import Any
 import gradio as gr
 
 from .components.run_panel import connect_run_panel
-from .components.train_form import connect_reload
+from .components.train_form import connect_language, connect_reload
 from .engine import Engine, as_language
 from .events import on
 from .offers import user_config
+from .wording import DEFAULT_LANGUAGE
 
 
 LANGUAGE_KEY = "llamaboard-language"
@@ -21,14 +22,21 @@ def connect(engine: Engine, demo: gr.Blocks) -> None:
     lang = manager.get_elem_by_id("top.lang")
     elements = manager.get_elem_list()
     remembered = gr.BrowserState("", storage_key=LANGUAGE_KEY, secret=LANGUAGE_KEY)
-    on(lang.change, engine.change_lang, [lang], elements)
+    if "train.current_run" in manager:
+        connect_language(engine)
+    else:
+        on(lang.change, engine.change_lang, [lang], elements)
     on(lang.change, lambda value: value, [lang], [remembered])
 
-    def greet(kept: Any, request: gr.Request) -> str:
-        """Choose the visitor's language: what they chose before, the site's, else their browser's."""
+    def greet(kept: Any, request: gr.Request) -> Any:
+        """Choose the visitor's language: what they chose before, the site's, else their browser's.
+
+        Where that is what the page stands in already, nothing is sent: they may have chosen another meanwhile.
+        """
         asked = str(request.headers.get("accept-language", "")) if request else ""
         site = user_config(engine.places).get("lang")
-        return as_language(kept or site or asked.partition(",")[0].partition("-")[0])
+        language = as_language(kept or site or asked.partition(",")[0].partition("-")[0])
+        return gr.skip() if language == DEFAULT_LANGUAGE else language
 
     on(demo.load, greet, [remembered], [lang])
     if "train.current_run" in manager:

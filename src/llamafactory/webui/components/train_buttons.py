@@ -6,10 +6,11 @@ import gradio as gr
 
 from ...extras.errors import UserError
 from .. import jobs
+from ..arguments import MODEL_NAME
 from ..engine import Engine, as_language
 from ..events import on, shown
 from ..markup import notice
-from ..offers import saved_arguments
+from ..offers import run_names, saved_arguments
 from ..plan_view import show_plan
 from ..train_actions import Checked, Form, loaded_notice, problem_notice
 from ..wording import say
@@ -40,7 +41,7 @@ def connect_buttons(engine: Engine) -> None:
     on(get("train.arg_save_btn").click, buttons.save, fields, [box, config_path])
     everything = [box, *dict.fromkeys([*fields, *standing])]
     on(get("train.arg_load_btn").click, buttons.load, fields, everything)
-    started = [box, get(SHOWN), *standing]
+    started = [box, get(SHOWN), get("train.output_dir"), *standing]
     on(get("train.start_btn").click, buttons.start, fields, started)
     on(get("train.queue_btn").click, buttons.queue, fields, started)
     on(get("train.stop_btn").click, buttons.abort, [get(SHOWN), get("top.lang")], [box])
@@ -125,8 +126,9 @@ class _Buttons:
             return self._told(Checked(checked.config, found), values, language)
         updates = self._told(checked, values, language)
         updates |= self._set({BOX: notice(say("info_queued" if queued else "info_started", language), "good")})
-        choices = run_choices(self.engine)
-        return updates | {self._get(SHOWN): gr.update(choices=choices, value=run.run_id)}
+        folders = run_names(self.engine.places, values[MODEL_NAME], values["top.finetuning_type"])
+        updates[self._get("train.output_dir")] = gr.update(choices=folders)
+        return updates | {self._get(SHOWN): gr.update(choices=run_choices(self.engine), value=run.run_id)}
 
     def _read(self, data: dict[Any, Any]) -> tuple[dict[str, Any], str]:
         values = self.engine.values(data)

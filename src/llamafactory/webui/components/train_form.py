@@ -37,7 +37,7 @@ def standing_elements(engine: Engine) -> "list[Any]":
 def connect_reload(engine: Engine, demo: gr.Blocks) -> None:
     """Bring back the form that this browser showed last, and grey out what does not go with it."""
     inputs, standing = form_elements(engine), standing_elements(engine)
-    opened = engine.manager.get_elem_by_id("train.current_time")
+    opened, folder = (engine.manager.get_elem_by_id(f"train.{name}") for name in ("current_time", "output_dir"))
     ids = {engine.manager.get_id_by_elem(element) for element in inputs} - {"top.lang"}
 
     def bring_back(data: dict[Any, Any]) -> Any:
@@ -53,9 +53,25 @@ def connect_reload(engine: Engine, demo: gr.Blocks) -> None:
         updates: dict[Any, Any] = dict(engine.stand({**values, **new}, language)) | {opened: now}
         for element, update in engine.fill(new).items():
             updates[element] = {**updates.get(element, {}), **update}
+        shown = {**values, **new}
+        updates[folder]["choices"] = run_names(engine.places, shown[MODEL_NAME], shown["top.finetuning_type"])
         return updates
 
     on(demo.load, bring_back, {*inputs, engine.kept_form}, list(dict.fromkeys([*inputs, *standing, opened])))
+
+
+def connect_language(engine: Engine) -> None:
+    """Change every word at once, those among them that tell why a field cannot be used."""
+
+    def change(data: dict[Any, Any]) -> Any:
+        values = engine.values(data)
+        language = as_language(values.get("top.lang"))
+        updates: dict[Any, Any] = dict(engine.change_lang(language))
+        for element, look in engine.stand(values, language).items():
+            updates[element] = {**updates.get(element, {}), **look}
+        return updates
+
+    on(engine.manager.get_elem_by_id("top.lang").change, change, form_elements(engine), engine.manager.get_elem_list())
 
 
 def connect_form(engine: Engine) -> None:
@@ -75,7 +91,7 @@ def connect_form(engine: Engine) -> None:
         return kept_values(engine.fields, engine.values(data))
 
     deciding = [get(key).change for key, field in engine.fields.items() if field.widget in DECIDES]
-    deciding += [get("train.val_size").release, get("top.lang").change]
+    deciding += [get("train.val_size").release]
     gr.on(
         deciding,
         stand,
@@ -110,7 +126,8 @@ def connect_form(engine: Engine) -> None:
         return gr.update(choices=run_names(engine.places, model, method))
 
     model = [get(MODEL_NAME), get("top.finetuning_type")]
-    on(get("train.output_dir").focus, offer_folders, model, [get("train.output_dir")])
+    for element in model:  # not when it gets the focus: a list that comes late would open again after Tab
+        on(element.change, offer_folders, model, [get("train.output_dir")])
 
     def take_key(key: str | None, text: str) -> Any:
         return (add_key(text, key), None) if key else (gr.skip(), None)
