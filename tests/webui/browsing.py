@@ -68,7 +68,8 @@ def free_port() -> int:
 
 def open_board(visitor: Any, board: Board, query: str = "") -> None:
     """Go to the board and wait until its form is there."""
-    visitor.goto(board.url + query)
+    visitor.goto("about:blank")  # what the last page still waited for goes with it
+    visitor.goto(board.url + query, wait_until="domcontentloaded")
     visitor.wait_for_selector("#top-lang", state="visible")
 
 
