@@ -44,17 +44,13 @@ def connect_reload(engine: Engine, demo: gr.Blocks) -> None:
         remembered = data.pop(engine.kept_form)
         values = engine.values(data)
         new = {key: value for key, value in remembered.items() if key in ids} if isinstance(remembered, dict) else {}
-        now = time_name()
-        if not new.get("train.output_dir"):
-            new["train.output_dir"] = f"train_{now}"
-        if not new.get("train.config_path"):
-            new["train.config_path"] = f"{now}.yaml"
         language = as_language(values.get("top.lang"))
-        updates: dict[Any, Any] = dict(engine.stand({**values, **new}, language)) | {opened: now}
+        updates: dict[Any, Any] = dict(engine.stand({**values, **new}, language)) | {opened: time_name()}
         for element, update in engine.fill(new).items():
             updates[element] = {**updates.get(element, {}), **update}
         shown = {**values, **new}
-        updates[folder]["choices"] = run_names(engine.places, shown[MODEL_NAME], shown["top.finetuning_type"])
+        names = run_names(engine.places, shown[MODEL_NAME], shown["top.finetuning_type"])
+        updates[folder] = {**updates.get(folder, {}), **gr.update(choices=names)}
         return updates
 
     on(demo.load, bring_back, {*inputs, engine.kept_form}, list(dict.fromkeys([*inputs, *standing, opened])))
