@@ -1,14 +1,18 @@
 """`plan`: what it says, that it says it without weights, and that it leaves output_dir alone."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from llamafactory.train.planning.making import make_plan
+from llamafactory.extras.device import DeviceFacts
+from llamafactory.model.quantization.sizes import Packing
+from llamafactory.train.planning.making import make_plan, packed_note
 
 
 GIB = 2**30
@@ -50,10 +54,16 @@ def test_a_plan_tells_rows_parameters_and_memory(tiny_llama_dir: Path, demo_data
 
 
 def test_a_step_tells_the_time_and_leaves_nothing_behind(
-    tiny_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path
+    tiny_llama_dir: Path, demo_dataset_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    root = logging.getLogger("llamafactory")
+    root.addHandler(caplog.handler)  # it may propagate or not: lines may be there twice
+    caplog.set_level(logging.INFO, logger=root.name)
     plan = make_plan(config(tiny_llama_dir, demo_dataset_dir, tmp_path / "out"))
+    root.removeHandler(caplog.handler)
 
+    assert caplog.messages[-1].startswith("Running a step")
+    assert root.level == logging.INFO
     assert plan.probe is not None
     assert plan.probe.seconds_per_step > 0
     assert plan.probe.total_seconds == pytest.approx(plan.probe.seconds_per_step * (plan.data.num_steps or 0), rel=0.8)
@@ -107,3 +117,18 @@ def test_the_command_prints_one_json_object(tiny_llama_dir: Path, demo_dataset_d
     assert found["fits"] is True
     assert found["memory"]["parts"]["weights"] > 0
     assert found["probe"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "packing", "is_said"),
+    [
+        ("cpu", Packing("bnb", 4), True),
+        ("cpu", Packing("bnb", 8), False),
+        ("cuda", Packing("bnb", 4), False),
+        ("cpu", None, False),
+    ],
+)
+def test_four_bits_on_a_cpu_are_said_to_take_more(kind: Any, packing: Packing | None, is_said: bool) -> None:
+    estimate = cast(Any, SimpleNamespace(skeleton=SimpleNamespace(packing=packing)))
+
+    assert bool(packed_note(estimate, DeviceFacts(kind, 1, True, "it"))) is is_said

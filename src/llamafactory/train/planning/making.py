@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...extras.device import DeviceFacts, device_facts
-from ...extras.logging import ROOT
+from ...extras.logging import ROOT, get_logger
 from ...hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments, TrainingArguments
 from ...hparams.config import write_value
 from ...hparams.parser import load_run_config
@@ -19,6 +19,9 @@ from .figures import DataFigures, DeviceFigures, Plan, ProbeFigures
 from .probe import run_probe
 from .rows import data_figures, load_rows
 from .suggestions import suggest
+
+
+logger = get_logger(__name__)
 
 
 def make_plan(words: Sequence[str] | Mapping[str, Any], *, with_probe: bool = True, free: int | None = None) -> Plan:
@@ -41,7 +44,7 @@ def make_plan(words: Sequence[str] | Mapping[str, Any], *, with_probe: bool = Tr
         with quietly():
             return estimate_run(stage, read_arguments(with_changes(words, changes)), rows, facts, room)
 
-    notes = [rows.note] if rows.note else []
+    notes = [note for note in (rows.note, packed_note(estimate, facts)) if note]
     probe = None
     if with_probe:
         probe, note = _probe(stage, arguments, data, facts, is_fit)
@@ -59,16 +62,27 @@ def make_plan(words: Sequence[str] | Mapping[str, Any], *, with_probe: bool = Tr
     )
 
 
+def packed_note(estimate: Estimate, facts: DeviceFacts) -> str:
+    """Say where the estimate is known to be too low: bitsandbytes' 4 bits on a CPU."""
+    packing = estimate.skeleton.packing
+    if facts.kind != "cpu" or packing is None or (packing.method, packing.bits) != ("bnb", 4):
+        return ""
+    return (
+        "Four bits of bitsandbytes on a CPU took 1.2 to 1.5 times the estimate in three measured runs "
+        "(docs/plan.md): allow half as much again."
+    )
+
+
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Say nothing of the choices of runs that are only tried out."""
-    logger = logging.getLogger(ROOT)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quietly(level: int = logging.ERROR) -> Iterator[None]:
+    """Say nothing below `level` of the choices of runs that are only tried out."""
+    root = logging.getLogger(ROOT)
+    before = root.level
+    root.setLevel(max(before, level))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        root.setLevel(before)
 
 
 def read_arguments(words: Sequence[str] | Mapping[str, Any]) -> RunArguments:
@@ -104,4 +118,6 @@ def _probe(
         )
     if data.is_assumed:
         return None, "No step was run, because there are no rows to learn."
-    return run_probe(stage, arguments, data, facts), ""
+    logger.info("Running a step, to tell the time.")
+    with quietly(logging.WARNING):  # the rows were told of already, and this is not the training
+        return run_probe(stage, arguments, data, facts), ""

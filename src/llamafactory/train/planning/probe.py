@@ -9,15 +9,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ...extras.device import DeviceFacts
-from ...extras.logging import get_logger
 from ...extras.peak import PeakMemory
 from ..optimizers.making import check_optimizer
 from ..stage import RunArguments, Stage
 from ..workflow import prepare
 from .figures import DataFigures, ProbeFigures
 
-
-logger = get_logger(__name__)
 
 STEPS = 2
 """The first one builds kernels and makes the optimizer's states, the second one is timed."""
@@ -59,7 +56,6 @@ def run_probe(stage: Stage, arguments: RunArguments, data: DataFigures, facts: D
     """Run it; what it learned is forgotten."""
     check_optimizer(arguments.training.optim, arguments.finetuning)
     clock, tokens = StepClock(), TokenCounts()
-    logger.info("Running a step, to tell the time.")
     peak = PeakMemory(facts)
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(stage, for_probe(arguments, Path(folder)), [clock])
