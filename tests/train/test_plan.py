@@ -8,10 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from llamafactory.data.batch_plan import BatchSize
+from llamafactory.data.lengths import SequenceLengths
 from llamafactory.extras.device import DeviceFacts
 from llamafactory.model.quantization.sizes import Packing
+from llamafactory.train.choices import largest_batch
 from llamafactory.train.planning.making import make_plan, packed_note
 
 
@@ -132,3 +136,10 @@ def test_four_bits_on_a_cpu_are_said_to_take_more(kind: Any, packing: Packing | 
     estimate = cast(Any, SimpleNamespace(skeleton=SimpleNamespace(packing=packing)))
 
     assert bool(packed_note(estimate, DeviceFacts(kind, 1, True, "it"))) is is_said
+
+
+@pytest.mark.parametrize(("pads", "tokens"), [(True, 2 * (9 + 5)), (False, 9 + 7 + 2 * 5)])
+def test_the_largest_batch_has_the_answers_that_are_written(pads: bool, tokens: int) -> None:
+    lengths = SequenceLengths({"": np.array([3, 9, 7])})
+
+    assert largest_batch(lengths, BatchSize(num_rows=2, pads=pads), num_written=5) == tokens

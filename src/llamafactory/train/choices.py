@@ -88,7 +88,8 @@ def largest_batch(lengths: SequenceLengths, size: BatchSize, num_written: int = 
         return max(size.max_tokens, int(lengths.total.max()))
     if size.pads:
         return size.num_rows * lengths.padded.shape[1] * (int(lengths.padded.max()) + num_written)
-    return int(sum(sorted(lengths.total.tolist(), reverse=True)[: size.num_rows]))
+    longest = sorted(lengths.total.tolist(), reverse=True)[: size.num_rows]
+    return int(sum(longest)) + size.num_rows * num_written
 
 
 def num_written(arguments: "RunArguments") -> int:
