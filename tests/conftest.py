@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny tokenizer, a tiny Llama and small datasets, all made here; nothing is downloaded."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMAFACTORY_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What this package logs."""
+    logger = logging.getLogger("llamafactory")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)  # the root logger has the handler too
+    caplog.set_level(logging.INFO, logger="llamafactory")
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Adapters of every kind on a model: what they train, what they leave alone, and how they come out of a file."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +244,6 @@ def argmax_answer(model: Any, prompt: list[int]) -> list[int]:
 
 
 # mixtures of experts
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What this package logs."""
-    monkeypatch.setattr(logging.getLogger("llamafactory"), "handlers", [caplog.handler])
-    caplog.set_level(logging.INFO, logger="llamafactory")
-    return caplog
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss"])

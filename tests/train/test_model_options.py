@@ -1,6 +1,5 @@
 """Options that change how a model computes while it learns: trained, resumed bit for bit, and answered with."""
 
-import logging
 import runpy
 import shutil
 from pathlib import Path
@@ -135,14 +134,6 @@ def test_n1_a_mixture_of_depths_does_not_mind_how_a_step_is_cut_into_batches(
     for name, weight in found[0].items():
         if ".guess_" not in name:
             torch.testing.assert_close(found[1][name], weight, rtol=1e-4, atol=1e-6)
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What this package logs."""
-    monkeypatch.setattr(logging.getLogger("llamafactory"), "handlers", [caplog.handler])
-    caplog.set_level(logging.INFO, logger="llamafactory")
-    return caplog
 
 
 def test_every_kernel_of_flash_attn_learns_the_same(
