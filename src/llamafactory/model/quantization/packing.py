@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...extras.errors import UserError
+from ..dtype import DtypeChoice
 from ..modules import is_linear
 from .packed import PACKED_BY
 
@@ -20,7 +21,7 @@ def settle_packing(model: PreTrainedModel, request: "LoadRequest") -> PreTrained
     if request.is_trainable:
         _keep_packed_once(model)
         _take_torchao_over(model)
-        _require_gradients(model, request.dtypes.frozen)
+        _require_gradients(model, request.dtypes)
     return model
 
 
@@ -47,16 +48,21 @@ def _take_torchao_over(model: PreTrainedModel) -> None:
         vars(model)[PACKED_BY] = "torchao"
 
 
-def _require_gradients(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Refuse layers that give no gradient, once they have answered without one: adapters below would learn nothing."""
+def _require_gradients(model: PreTrainedModel, dtypes: DtypeChoice) -> None:
+    """Refuse layers that give no gradient, once they have answered without one: adapters below would learn nothing.
+
+    They are asked as the run will ask: under its autocast, without which torchao's would meet another format.
+    """
     kinds = {type(module): module for module in model.modules() if is_linear(module) and _is_packed(module)}
     for kind, module in kinds.items():
         layer: Any = module
         device = next(iter(module.buffers()), next(iter(module.parameters()), torch.empty(0))).device
-        x = torch.zeros(2, layer.in_features, dtype=dtype, device=device)
-        with torch.no_grad():
-            layer.eval()(x)
-        if not layer.train()(x.requires_grad_()).requires_grad:
+        x = torch.zeros(2, layer.in_features, dtype=dtypes.frozen, device=device)
+        with torch.autocast(device.type, dtypes.frozen, enabled=dtypes.autocast is not None):
+            with torch.no_grad():
+                layer.eval()(x)
+            has_gradient = layer.train()(x.requires_grad_()).requires_grad
+        if not has_gradient:
             raise UserError(
                 f"The quantized layers here ({kind.__name__}) give no gradient, so nothing could be trained on them; "
                 "use quantization_bit on the 16-bit parent."
