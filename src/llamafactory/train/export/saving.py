@@ -59,11 +59,12 @@ def save_export(
     model.config.use_cache = True
     stops = template.get_stop_token_ids(tokenizer)
     if model.can_generate():
-        model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        generation: Any = model.generation_config  # its types keep a checker busy for minutes
+        generation.eos_token_id = stops[0] if len(stops) == 1 else stops
+        generation.pad_token_id = tokenizer.pad_token_id
         if (flag := thinking_flag(template, tokenizer)) is not None:
-            model.generation_config.enable_thinking = flag
-            model.generation_config._from_model_config = False  # such a one loses the flag when it is read
+            generation.enable_thinking = flag
+            generation._from_model_config = False  # such a one loses the flag when it is read
     else:
         separate_padding(tokenizer, model, stops)  # a reward model
     model.save_pretrained(folder, max_shard_size=f"{model_args.export_size}GB")
