@@ -169,7 +169,7 @@ async def _pump(
         )
     except UserError as error:
         events.put_nowait(_Event(place, error=error, is_last=True))
-    except Exception as error:
+    except Exception as error:  # a fault of ours: the page must not wait for ever, and the log gets it whole
         events.put_nowait(_Event(place, error=error, is_last=True))
         raise
     else:

@@ -88,7 +88,7 @@ class ModelSlot:
             try:
                 for one in plan.models:
                     models.append(self._load(dict(one)))
-            except BaseException:
+            except BaseException:  # a stop too: half a pair of models would hold memory that nobody can free
                 for model in models:
                     model.close()
                 raise

@@ -60,7 +60,7 @@ def add_upload(upload: Path, shown_name: str, folder: Path, max_mib: int) -> Reg
         with upload.open("rb") as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
         register(folder, name, entry_of(attr, path.name))
-    except BaseException:
+    except BaseException:  # a stop too: no file stays that is not registered
         path.unlink(missing_ok=True)
         raise
     return replace(report, name=name, file=path)

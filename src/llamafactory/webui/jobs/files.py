@@ -26,7 +26,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
-    except BaseException:
+    except BaseException:  # a stop too: no half-written file stays
         Path(name).unlink(missing_ok=True)
         raise
 
