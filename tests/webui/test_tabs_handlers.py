@@ -134,7 +134,7 @@ def test_results_stay_inside_the_folder_of_runs(engine: Engine, name: str) -> No
     handlers = EvalHandlers(engine, elements_of("eval"))
     values = form("eval", eval__dataset=["d"], eval__predict=True) | {"output_dir": name}
 
-    job, problems = handlers._read(values)
+    job, problems = handlers.read(values)
 
     assert problems
     assert job is None or job.run_dir.resolve().is_relative_to(engine.places.saves.resolve())
@@ -145,7 +145,7 @@ def test_results_stay_inside_the_folder_of_runs(engine: Engine, name: str) -> No
 def test_a_shell_finds_nothing_in_a_name(engine: Engine) -> None:
     handlers = EvalHandlers(engine, elements_of("eval"))
 
-    job, _ = handlers._read(form("eval", eval__dataset=["d"], eval__predict=False) | {"output_dir": "x; touch y"})
+    job, _ = handlers.read(form("eval", eval__dataset=["d"], eval__predict=False) | {"output_dir": "x; touch y"})
 
     assert job is None or job.run_dir.name == "x; touch y"
     assert not (engine.places.work / "y").exists()

@@ -1,29 +1,27 @@
 """The Evaluate & Predict tab: a job that measures, and its answers beside the expected ones."""
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ...extras.errors import UserError
-from .. import jobs
 from ..engine import Engine
 from ..events import on, this_page
 from ..form import folds, make_groups
-from ..job_pages import Job, eval_job, job_problems, job_yaml, start_job, time_name
-from ..markup import notice
+from ..job_pages import Job, eval_job, job_problems, time_name
 from ..offers import dataset_names
 from ..predictions import predictions_file, read_page, show_page
 from ..run_view import find_shown
-from ..tab_form import MODEL_NAME, TabForm
+from ..tab_form import MODEL_NAME
 from ..wording import DEFAULT_LANGUAGE, page_words
 from .data import connect_data_panel, create_data_panel
-from .job_panel import JobPanel, create_job_panel
+from .job_form import JobForm, Updates
+from .job_panel import create_job_panel
 
 
 if TYPE_CHECKING:
     from gradio.blocks import Block
 
-Updates: TypeAlias = dict[Any, Any]
 ROWS = 5
 BUTTONS: tuple[tuple[str, Any], ...] = (
     ("cmd_preview_btn", "secondary"),
@@ -78,15 +76,11 @@ def _make_predictions(words: Any) -> dict[str, Any]:
     return made
 
 
-class EvalHandlers:
+class EvalHandlers(JobForm):
     """What happens at the tab."""
 
-    def __init__(self, engine: Engine, made: dict[str, Any]) -> None:
-        self.engine = engine
-        self.made = made
-        self.lang: Any = engine.manager.get_elem_by_id("top.lang")
-        self.form = TabForm(engine, "eval", made, "train")
-        self.panel = JobPanel(engine, "eval", made)
+    tab = "eval"
+    command = "train"
 
     def connect(self) -> None:
         """Tie every handler to its event."""
@@ -107,30 +101,11 @@ class EvalHandlers:
             on(event, self.this_page, paging, shown)
         on(made["result_of"].change, self.first_page, paging, shown)
 
-    def preview(self, data: dict[Any, Any]) -> Updates:
-        """Show the configuration and what is wrong with it."""
-        job, problems = self._read(data)
-        return self._told(problems) | {
-            self.made["preview_yaml"]: gr.update(value=job_yaml(job) if job else "", visible=job is not None)
-        }
-
     def start(self, data: dict[Any, Any]) -> Updates:
-        """Start the job."""
-        lang = str(data.get(self.lang))
-        job, problems = self._read(data)
-        if job is None or problems:
-            return self._told(problems)
-        try:
-            run = start_job(job, self.engine.places, self.form.values(data))
-        except jobs.JobError as error:
-            return self._told([problem.message for problem in error.problems])
-        text = page_words("eval", lang)["started"].format(name=run.run_id)
-        return {
-            self.made["output_box"]: notice(text, "good"),
-            self.made["preview_yaml"]: gr.update(visible=False),
-            self.made["result_of"]: self.panel.turn_to(run.run_id),
-            self.made["output_dir"]: time_name("eval_"),
-        }
+        """Start the job, and name the next one."""
+        updates = super().start(data)
+        started = self.made["result_of"] in updates
+        return updates | ({self.made["output_dir"]: time_name("eval_")} if started else {})
 
     def offer(self, dataset_dir: str) -> Any:
         """List the datasets of the folder."""
@@ -169,7 +144,7 @@ class EvalHandlers:
             self.made["download_btn"]: str(path),
         }
 
-    def _read(self, data: dict[Any, Any]) -> tuple[Job | None, list[str]]:
+    def read(self, data: dict[Any, Any]) -> tuple[Job | None, list[str]]:
         """Return the job that the form stands for, and what is wrong with it."""
         words = page_words("eval", str(data.get(self.lang)))
         values = self.form.values(data)
@@ -186,10 +161,6 @@ class EvalHandlers:
         except UserError as error:
             return None, [*missing, str(error)]
         return job, missing or job_problems(job, self.engine.places)
-
-    def _told(self, problems: list[str]) -> Updates:
-        text = "\n".join(notice(problem, "problem") for problem in problems)
-        return {self.made["output_box"]: text}
 
 
 def _whole(value: Any, otherwise: int) -> int:

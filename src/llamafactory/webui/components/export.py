@@ -1,6 +1,6 @@
 """The Export tab: everything that the `export` command takes, as a job that ends with a verified folder."""
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -9,18 +9,18 @@ from .. import jobs
 from ..engine import Engine
 from ..events import on, this_page
 from ..form import folds, make_groups
-from ..job_pages import Job, export_job, job_problems, job_yaml, start_job, verification
+from ..job_pages import Job, export_job, job_problems, verification
 from ..jobs.runs import read_config
 from ..markup import notice
-from ..tab_form import MODEL_NAME, TabForm
+from ..tab_form import MODEL_NAME
 from ..wording import DEFAULT_LANGUAGE, page_words
+from .job_form import JobForm
 from .job_panel import JobPanel, create_job_panel
 
 
 if TYPE_CHECKING:
     from gradio.blocks import Block
 
-Updates: TypeAlias = dict[Any, Any]
 BUTTONS: tuple[tuple[str, Any], ...] = (
     ("cmd_preview_btn", "secondary"),
     ("export_btn", "primary"),
@@ -58,15 +58,12 @@ class ExportPanel(JobPanel):
         return notice(text, "good") if text else ""
 
 
-class ExportHandlers:
+class ExportHandlers(JobForm):
     """What happens at the tab."""
 
-    def __init__(self, engine: Engine, made: dict[str, Any]) -> None:
-        self.engine = engine
-        self.made = made
-        self.lang: Any = engine.manager.get_elem_by_id("top.lang")
-        self.form = TabForm(engine, "export", made, "export")
-        self.panel = ExportPanel(engine, "export", made)
+    tab = "export"
+    command = "export"
+    panel_type = ExportPanel
 
     def connect(self) -> None:
         """Tie every handler to its event."""
@@ -78,31 +75,7 @@ class ExportHandlers:
         on(made["export_btn"].click, self.start, inputs, [*preview, made["result_of"]])
         on(made["stop_btn"].click, self.panel.stop, [made["result_of"], self.lang], [made["output_box"]])
 
-    def preview(self, data: dict[Any, Any]) -> Updates:
-        """Show the configuration and what is wrong with it."""
-        job, problems = self._read(data)
-        return self._told(problems) | {
-            self.made["preview_yaml"]: gr.update(value=job_yaml(job) if job else "", visible=job is not None)
-        }
-
-    def start(self, data: dict[Any, Any]) -> Updates:
-        """Start the job."""
-        lang = str(data.get(self.lang))
-        job, problems = self._read(data)
-        if job is None or problems:
-            return self._told(problems)
-        try:
-            run = start_job(job, self.engine.places, self.form.values(data))
-        except jobs.JobError as error:
-            return self._told([problem.message for problem in error.problems])
-        text = page_words("export", lang)["started"].format(name=run.run_id)
-        return {
-            self.made["output_box"]: notice(text, "good"),
-            self.made["preview_yaml"]: gr.update(visible=False),
-            self.made["result_of"]: self.panel.turn_to(run.run_id),
-        }
-
-    def _read(self, data: dict[Any, Any]) -> tuple[Job | None, list[str]]:
+    def read(self, data: dict[Any, Any]) -> tuple[Job | None, list[str]]:
         """Return the job that the form stands for, and what is wrong with it."""
         words = page_words("export", str(data.get(self.lang)))
         values = self.form.values(data)
@@ -115,6 +88,3 @@ class ExportHandlers:
         except UserError as error:
             return None, [str(error)]
         return job, job_problems(job, self.engine.places)
-
-    def _told(self, problems: list[str]) -> Updates:
-        return {self.made["output_box"]: "\n".join(notice(problem, "problem") for problem in problems)}
