@@ -59,7 +59,7 @@ def save_export(
     model.config.use_cache = True
     stops = template.get_stop_token_ids(tokenizer)
     if model.can_generate():
-        generation: Any = model.generation_config  # its types keep a checker busy for minutes
+        generation: Any = model.generation_config  # it takes settings that its class does not name
         generation.eos_token_id = stops[0] if len(stops) == 1 else stops
         generation.pad_token_id = tokenizer.pad_token_id
         if (flag := thinking_flag(template, tokenizer)) is not None:
