@@ -22,6 +22,7 @@ from llamafactory.hparams import (
 from llamafactory.model.fused.replacement import restore_modules
 from llamafactory.model.memory import StepShape, activation_bytes, estimate_step, free_main_memory
 from llamafactory.model.model_utils.checkpointing import checkpoint_if_needed
+from llamafactory.model.quantization.sizes import Packing
 from llamafactory.train.choices import most_tokens, settle_step
 from llamafactory.train.stage import RunArguments
 
@@ -75,7 +76,7 @@ def kept_per_token(make: Callable[[int], Any], autocast: bool) -> float:
 
 
 @pytest.mark.parametrize("is_fused", [False, True], ids=["plain", "fused"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "lora on 8 bits", "full"])
 @pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "fp32"])
 def test_a_layer_keeps_what_the_estimate_says(
     tmp_path: Path, tiny_tokenizer: Any, method: str, autocast: bool, is_fused: bool
@@ -84,6 +85,9 @@ def test_a_layer_keeps_what_the_estimate_says(
 
     from llamafactory.model import load_model
 
+    packing = Packing("fp8", 8) if method == "lora on 8 bits" else None
+    packed = {"quantization_bit": 8, "quantization_method": "fp8"} if packing else {}
+    method = method.split()[0]
     frozen = torch.bfloat16 if autocast and method == "lora" else torch.float32
 
     def make(num_layers: int) -> Any:
@@ -91,14 +95,14 @@ def test_a_layer_keeps_what_the_estimate_says(
         config = wide_config(num_layers)
         config.vocab_size = len(tiny_tokenizer)
         LlamaForCausalLM(config).save_pretrained(folder)
-        args = ModelArguments(model_name_or_path=str(folder), fused_modules=is_fused)
+        args = model_args(folder, fused_modules=is_fused, **packed)
         dtype = replace(FLOAT32, frozen=frozen, autocast="bf16" if autocast else None)
         return load_model(tiny_tokenizer, args, tuning(method, lora_rank=2), True, dtype=dtype)
 
     measured = kept_per_token(make, autocast)
 
     compute_dtype = torch.bfloat16 if autocast else torch.float32
-    shape = StepShape(tokens=1000, compute_dtype=compute_dtype, is_fused=is_fused)
+    shape = StepShape(tokens=1000, compute_dtype=compute_dtype, is_fused=is_fused, packing=packing)
     three, two = (
         activation_bytes(wide_config(count), shape, is_frozen=method == "lora") / shape.tokens for count in (3, 2)
     )

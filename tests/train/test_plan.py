@@ -5,18 +5,15 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from llamafactory.data.batch_plan import BatchSize
 from llamafactory.data.lengths import SequenceLengths
-from llamafactory.extras.device import DeviceFacts
-from llamafactory.model.quantization.sizes import Packing
 from llamafactory.train.choices import largest_batch
-from llamafactory.train.planning.making import make_plan, packed_note
+from llamafactory.train.planning.making import make_plan
 
 
 GIB = 2**30
@@ -121,21 +118,6 @@ def test_the_command_prints_one_json_object(tiny_llama_dir: Path, demo_dataset_d
     assert found["fits"] is True
     assert found["memory"]["parts"]["weights"] > 0
     assert found["probe"] is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "packing", "is_said"),
-    [
-        ("cpu", Packing("bnb", 4), True),
-        ("cpu", Packing("bnb", 8), False),
-        ("cuda", Packing("bnb", 4), False),
-        ("cpu", None, False),
-    ],
-)
-def test_four_bits_on_a_cpu_are_said_to_take_more(kind: Any, packing: Packing | None, is_said: bool) -> None:
-    estimate = cast(Any, SimpleNamespace(skeleton=SimpleNamespace(packing=packing)))
-
-    assert bool(packed_note(estimate, DeviceFacts(kind, 1, True, "it"))) is is_said
 
 
 @pytest.mark.parametrize(("pads", "tokens"), [(True, 2 * (9 + 5)), (False, 9 + 7 + 2 * 5)])

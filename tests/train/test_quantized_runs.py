@@ -97,14 +97,18 @@ def assert_is_merge_of_the_plain_base(merged: Path, base: Path, adapter: dict[st
     assert num_adapted == 14
 
 
-def test_fused_modules_leave_packed_layers_alone(wide_llama_dir: Path) -> None:
-    model = load(wide_llama_dir, quantization_bit=4)
+@pytest.mark.parametrize(("name", "is_fused"), [("4", True), ("hqq-4", True), ("8", False), ("torchao-8", False)])
+def test_adapters_are_fused_where_weights_are_unpacked_for_each_product(
+    name: str, is_fused: bool, wide_llama_dir: Path
+) -> None:
     from llamafactory.model.fused.linear import FusedLinear
     from llamafactory.model.fused.replacement import replacements
 
+    model = load(wide_llama_dir, **BITS[name])
+
     kinds = {type(item) for item in replacements(model)}
-    assert FusedLinear not in kinds
-    assert kinds  # norms and rotations are still replaced
+    assert (FusedLinear in kinds) is is_fused
+    assert kinds  # norms and rotations are replaced in any case
 
 
 def gradients(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:

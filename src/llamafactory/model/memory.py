@@ -18,7 +18,7 @@ from torch import nn
 
 from ..extras.device import DeviceFacts, device_facts
 from ..ops.head import CPU_MEMORY, DEVICE_MEMORY
-from .quantization.sizes import Packing, weight_bytes
+from .quantization.sizes import Packing, largest_packed, weight_bytes
 
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ KEPT = {
     ("float32", "trained"): Kept(6.0, 2.0, 2.0, 4.0),
 }
 KEPT_QUANTIZED = {"half": Kept(7.0, 3.0, 2.0, 4.0), "float32": Kept(4.0, 3.0, 2.0, 4.0)}
-"""Adapters on weights of few bits: norms and rotations have their faster form, the layers do not."""
+"""Adapters on packed weights that model/fused does not cover; norms and rotations have their faster form."""
 KEPT_FUSED = {
     ("half", "frozen"): Kept(4.0, 3.0, 2.0, 2.0),
     ("half", "trained"): Kept(8.0, 3.0, 2.0, 2.0),
@@ -161,7 +161,7 @@ def estimate_step(model: nn.Module, shape: StepShape) -> MemoryEstimate:
         activations=activation_bytes(config, shape, is_frozen=is_frozen),
         logits=logits,
         copies=copy_bytes(trained, shape.compute_dtype) + rounded_bytes(model, config, shape),
-        work=work_bytes(config, shape) + head,
+        work=work_bytes(config, shape) + head + largest_packed(model, shape.packing) * shape.compute_dtype.itemsize,
         update=optimizer.update // shape.num_shards,
         helpers=shape.helpers,
         is_accumulated=shape.is_accumulated,
@@ -223,7 +223,8 @@ def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bo
     """Return how many numbers a decoder layer keeps for each token."""
     table = KEPT_FUSED if shape.is_fused else KEPT
     width_name = "half" if shape.compute_dtype.itemsize < FLOAT32 else "float32"
-    kept = KEPT_QUANTIZED[width_name] if is_packed(shape) else table[width_name, "frozen" if is_frozen else "trained"]
+    is_own = shape.packing is not None and not shape.is_fused
+    kept = KEPT_QUANTIZED[width_name] if is_own else table[width_name, "frozen" if is_frozen else "trained"]
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or width // heads)
     keys = int(getattr(config, "num_key_value_heads", None) or heads) * head
@@ -236,11 +237,6 @@ def layer_numbers(config: "PreTrainedConfig", shape: StepShape, *, is_frozen: bo
         + kept.keys * keys
         + kept.inner * (experts * expert_width if experts > 1 else inner)
     )
-
-
-def is_packed(shape: StepShape) -> bool:
-    """Whether the frozen weights will be in few bits."""
-    return shape.packing is not None
 
 
 def head_bytes(model: nn.Module, config: "PreTrainedConfig", shape: StepShape) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from .adapter import apply_method
 from .base_changes import read_changes
 from .dtype import DtypeChoice
 from .fused.blocks import mlp_activation
+from .fused.packed import covers
 from .load_errors import reading_model
 from .loader import load_config, load_dtype
 from .model_utils.attention import attention_implementation
@@ -74,7 +75,8 @@ def load_skeleton(
     with torch.device("meta"):
         for apply in (settle_score_head, apply_method, add_value_head, settle_dtypes, upcast_norms):
             model = apply(model, request)
-    is_fused = is_trainable and model_args.fused_modules and packing is None and _takes_fused(model, finetuning_args)
+    is_covered = packing is None or covers(packing)
+    is_fused = is_trainable and model_args.fused_modules and is_covered and _takes_fused(model, finetuning_args)
     return Skeleton(model.train(), packing, is_fused)
 
 

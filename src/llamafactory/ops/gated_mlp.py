@@ -13,12 +13,14 @@ from torch.autograd.function import once_differentiable
 
 from .kernels import activate, kernels_for
 from .lora import (
+    Fixed,
     Inputs,
     Projection,
-    Rounded,
     compute_dtype,
+    fixed_parts,
     flatten,
     input_gradient,
+    kept_rounded,
     lora_linear_reference,
     project,
     round_projections,
@@ -45,8 +47,8 @@ def gated_mlp(x: Tensor, block: GatedMlp) -> Tensor:
     """Return the block's output; under autocast all of it happens in autocast's format."""
     x_ND = x.reshape(-1, x.shape[-1])
     projections = block[:3]
-    scales = tuple(projection.scale for projection in projections)
-    y_ND = cast(Any, _GatedMlp).apply(x_ND, compute_dtype(x), block.activation, scales, *flatten(projections))
+    fixed = fixed_parts(projections)
+    y_ND = cast(Any, _GatedMlp).apply(x_ND, compute_dtype(x), block.activation, fixed, *flatten(projections))
     return cast(Tensor, y_ND).view(*x.shape[:-1], -1)
 
 
@@ -59,27 +61,27 @@ def gated_mlp_reference(x: Tensor, block: GatedMlp) -> Tensor:
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, dtype: torch.dtype, activation: str, scales: tuple[float, ...], *tensors: Tensor | None
+        ctx: Any, x_ND: Tensor, dtype: torch.dtype, activation: str, fixed: tuple[Fixed, ...], *tensors: Tensor | None
     ) -> Tensor:
-        projections = unflatten(tensors, scales)
+        projections = unflatten(tensors, fixed)
         rounded_ND = x_ND.to(dtype)
         outer, inner = round_projections(projections[:2], dtype), round_projections(projections[2:], dtype)
         biases = [projection.bias_O for projection in projections]
         (gate_NF, up_NF), xa_NR = project(rounded_ND, outer, biases[:2])
         product_NF = kernels_for(gate_NF, activation=activation).gated(gate_NF, up_NF, activation)
         (y_ND,), pa_NR = project(product_NF, inner, biases[2:])
-        kept = (rounded_ND, xa_NR, pa_NR, gate_NF, up_NF, outer.a_RD, inner.a_RD)
-        ctx.save_for_backward(*kept, *outer.weights, *inner.weights, *outer.bs, *inner.bs, *tensors)
-        ctx.activation, ctx.scales, ctx.x_dtype = activation, scales, x_ND.dtype
+        kept = (rounded_ND, xa_NR, pa_NR, gate_NF, up_NF)
+        ctx.save_for_backward(*kept, *tensors, *outer.tensors, *inner.tensors)
+        ctx.activation, ctx.fixed, ctx.x_dtype = activation, fixed, x_ND.dtype
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_ND, xa_NR, pa_NR, gate_NF, up_NF, outer_a, inner_a, *saved = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        outer = Rounded(outer_a, tuple(saved[:2]), tuple(saved[3:5]))
-        inner = Rounded(inner_a, tuple(saved[2:3]), tuple(saved[5:6]))
-        projections = unflatten(saved[6:], ctx.scales)
+        fixed = cast(tuple[Fixed, ...], ctx.fixed)
+        x_ND, xa_NR, pa_NR, gate_NF, up_NF, *saved = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        projections = unflatten(saved[:12], fixed)
+        outer, inner = kept_rounded(saved[12:17], fixed[:2]), kept_rounded(saved[17:], fixed[2:])
         needs = ctx.needs_input_grad[4:]
 
         dpa_NR = update_gradients([dy_ND], inner)

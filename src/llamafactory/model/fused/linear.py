@@ -6,26 +6,30 @@ computes all and keeps the others' results until they are asked for, at the late
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ...ops.lora import Projection, lora_linear, lora_linears
+from ...ops.lora import Projection, compute_dtype, lora_linear, lora_linears
+from .packed import packed_weight
 from .replacement import Replacement, is_compiling, is_free, is_plain_weight, is_watched
+
+
+FEW_TOKENS = 32
+"""Below it a package's own product with a packed weight is faster than unpacking: an answer is being written."""
 
 
 def projection_of(module: nn.Module) -> Projection | None:
     """Return what a linear layer computes at this moment; None when it is more than ops/lora.py knows."""
     if not (is_free(module) or isinstance(vars(module)["forward"], FusedLinear)):
         return None
-    if type(module) is nn.Linear:
+    if not is_adapted(module):
         return _plain(module)
-    if type(module) is not lora.Linear or is_watched(module):
+    if is_watched(module):
         return None
-    base = module.get_base_layer()
-    plain = _plain(base) if type(base) is nn.Linear else None
+    plain = _plain(module.get_base_layer())
     if plain is None or module.fan_in_fan_out:
         return None
     if module.disable_adapters:  # a merged layer takes its update out again first
@@ -33,11 +37,21 @@ def projection_of(module: nn.Module) -> Projection | None:
     return plain if module.merged else _with_update(module, plain)
 
 
-def _plain(layer: nn.Linear) -> Projection | None:
-    weight, bias = layer.weight, layer.bias
-    if is_watched(layer) or not is_plain_weight(weight) or not (bias is None or is_plain_weight(bias)):
+def is_adapted(module: nn.Module) -> TypeGuard[lora.Linear]:
+    """Whether this is a linear layer with LoRA: PEFT has one kind for plain weights, and one for 4 bits."""
+    return type(module) is lora.Linear or (
+        isinstance(module, lora.LoraLayer) and type(module).__name__ == "Linear4bit"
+    )
+
+
+def _plain(layer: nn.Module) -> Projection | None:
+    bias: Any = getattr(layer, "bias", None)
+    if is_watched(layer) or not (bias is None or is_plain_weight(bias)):
         return None
-    return Projection(weight, bias)
+    if type(layer) is nn.Linear:
+        return Projection(layer.weight, bias) if is_plain_weight(layer.weight) else None
+    packed = packed_weight(layer)
+    return None if packed is None else Projection(packed, bias)
 
 
 def _with_update(module: lora.Linear, plain: Projection) -> Projection | None:
@@ -58,8 +72,12 @@ def _with_update(module: lora.Linear, plain: Projection) -> Projection | None:
 def fits(x: Tensor, projection: Projection) -> bool:
     """Whether the function may multiply x by the weights as they are: PyTorch converts only under autocast."""
     weight = projection.weight_OD
-    is_same = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
-    return is_same and x.device == weight.device and x.is_floating_point() and type(x) in (Tensor, nn.Parameter)
+    if x.device != weight.device or not x.is_floating_point() or type(x) not in (Tensor, nn.Parameter):
+        return False
+    if isinstance(weight, Tensor):
+        return x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
+    is_many = torch.is_grad_enabled() or x.numel() >= FEW_TOKENS * x.shape[-1]
+    return is_many and weight.takes(compute_dtype(x))
 
 
 class FusedLinear(Replacement):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .replacement import Replacement, is_free, restore_modules
+from .packed import compute_in
+from .replacement import Replacement, is_free, is_plain_weight, restore_modules
 
 
 LIMIT = 1e-4
@@ -34,12 +35,16 @@ def is_equal(module: nn.Module, make: Callable[[nn.Module], Replacement], width:
 
 
 def copy_for_trial(module: nn.Module) -> nn.Module:
-    """Copy a module in float32, without dropout and with weights that are nowhere zero."""
-    trial = restore_modules(copy.deepcopy(module)).float().eval()
+    """Copy a module in float32, without dropout and with weights that are nowhere zero; packed ones stay."""
+    trial = restore_modules(copy.deepcopy(module)).eval()
+    compute_in(trial, torch.float32)
     generator = torch.Generator().manual_seed(0)
-    for parameter in trial.parameters():
+    for parameter in filter(is_plain_weight, trial.parameters()):
         drawn = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
         parameter.data = drawn.to(parameter.device)
+    for buffer in trial.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
     return trial
 
 

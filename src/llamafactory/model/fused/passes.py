@@ -5,7 +5,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,7 +24,7 @@ from .blocks import (
     rotations_agree,
     with_rotation,
 )
-from .linear import FusedLinear, Siblings, projection_of
+from .linear import FusedLinear, Siblings, is_adapted, projection_of
 from .parity import LIMIT, is_equal
 from .replacement import Replacement, is_free, put, restore_modules
 
@@ -96,9 +95,10 @@ def fuse_parts(model: nn.Module) -> Tally:
 
 def _fuse_adapter(module: nn.Module, tally: Tally) -> None:
     is_fused = False
-    if isinstance(module, lora.Linear) and (layer := projection_of(module)) is not None:
+    if is_adapted(module) and (layer := projection_of(module)) is not None:
         width = layer.weight_OD.shape[1]
-        is_fused = tally.agrees(("adapter", layer.bias_O is None), lambda: is_equal(module, FusedLinear, width))
+        key = ("adapter", type(module.get_base_layer()), layer.bias_O is None)
+        is_fused = tally.agrees(key, lambda: is_equal(module, FusedLinear, width))
     if is_fused:
         put(FusedLinear(module))
     tally.note("adapters", is_fused)
@@ -118,7 +118,7 @@ def _fuse_norm(module: nn.Module, eps: float, tally: Tally) -> None:
 
 def _fuse_mlp(module: nn.Module, activation: str, tally: Tally) -> None:
     gate: Any = module.gate_proj
-    layers = tuple(type(child) for child in module.children())
+    layers = tuple(type(part) for part in module.modules())
     is_fused = projection_of(gate) is not None and tally.agrees(
         (type(module), layers, activation),
         lambda: is_equal(module, lambda m: FusedMlp(m, activation), gate.in_features),
@@ -144,16 +144,14 @@ def _fuse_attention(module: nn.Module, own: Callable[..., Any], tally: Tally) ->
 
 
 def _siblings_of(module: nn.Module) -> Siblings | None:
-    """Let the projections of a block share their input where adapters make that worth it."""
-    members = [getattr(module, name, None) for name in SIBLING_NAMES]
-    layers = [member for member in members if isinstance(member, (nn.Linear, lora.Linear))]
-    if len(layers) < len(members) or not any(isinstance(layer, lora.Linear) for layer in layers):
-        return None
-    if not all(is_free(layer) or isinstance(vars(layer)["forward"], FusedLinear) for layer in layers):
+    """Let the linear layers of a block share their input where adapters make that worth it."""
+    members: list[Any] = [getattr(module, name, None) for name in SIBLING_NAMES]
+    layers: list[nn.Module] = [member for member in members if isinstance(member, nn.Module)]
+    if len(layers) < len(members) or not any(map(is_adapted, layers)):
         return None
     if any(projection_of(layer) is None for layer in layers):
         return None
-    siblings = Siblings(list(layers))
+    siblings = Siblings(layers)
     for layer in layers:
         replacement: Replacement | None = vars(layer).get("forward")
         if replacement is None:

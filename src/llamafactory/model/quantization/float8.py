@@ -26,6 +26,11 @@ class Float8Linear(PackedLinear):
         self.in_float8 = in_float8
         """Whether the products round their other side as well."""
 
+    @property
+    def is_unpacked_for_products(self) -> bool:
+        """Whether products are in a wider format."""
+        return not self.in_float8
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """Return the weight as numbers [out, in]."""
         return from_float8(self._rounded(), dtype)

@@ -38,6 +38,11 @@ class PackedLinear(nn.Linear):
         for name, tensor in scales.items():
             self.register_buffer(name, tensor, persistent=False)
 
+    @property
+    def is_unpacked_for_products(self) -> bool:
+        """Whether `forward` multiplies by what `unpack` returns, and does nothing else."""
+        return True
+
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """Return the weight as numbers [out, in]."""
         raise TypeError(f"{type(self).__name__} does not say how its weight is unpacked")

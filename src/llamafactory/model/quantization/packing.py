@@ -7,9 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...extras.errors import UserError
+from ...extras.heap import trim_heap
 from ..dtype import DtypeChoice
 from ..modules import is_linear
 from .packed import PACKED_BY
+from .sizes import are_whole_copied, num_weights
 
 
 if TYPE_CHECKING:
@@ -18,11 +20,30 @@ if TYPE_CHECKING:
 
 def settle_packing(model: PreTrainedModel, request: "LoadRequest") -> PreTrainedModel:
     """Keep the weights of a training model as they are, and let adapters learn on all of them."""
+    if model.device.type == "cpu" and any(map(_is_packed_layer, model.modules())):
+        _tidy_memory(model)
     if request.is_trainable:
         _keep_packed_once(model)
         _take_torchao_over(model)
         _require_gradients(model, request.dtypes)
     return model
+
+
+def _tidy_memory(model: PreTrainedModel) -> None:
+    """Give back what packing took: the pages of the file, and the holes in the heap where its own numbers were.
+
+    The weights that stayed whole are parts of the mapped file, and while one is, all pages that were read count as
+    this process's.
+    """
+    parameters = list(model.parameters())
+    whole = [
+        parameter for parameter in parameters if type(parameter) is nn.Parameter and parameter.is_floating_point()
+    ]
+    num_whole = sum(parameter.numel() for parameter in whole)
+    if are_whole_copied(num_whole, sum(map(num_weights, parameters)) - num_whole):
+        for parameter in whole:
+            parameter.data = parameter.data.clone()
+    trim_heap()
 
 
 def _keep_packed_once(model: PreTrainedModel) -> None:
@@ -53,7 +74,7 @@ def _require_gradients(model: PreTrainedModel, dtypes: DtypeChoice) -> None:
 
     They are asked as the run will ask: under its autocast, without which torchao's would meet another format.
     """
-    kinds = {type(module): module for module in model.modules() if is_linear(module) and _is_packed(module)}
+    kinds = {type(module): module for module in model.modules() if _is_packed_layer(module)}
     for kind, module in kinds.items():
         layer: Any = module
         device = next(iter(module.buffers()), next(iter(module.parameters()), torch.empty(0))).device
@@ -69,7 +90,7 @@ def _require_gradients(model: PreTrainedModel, dtypes: DtypeChoice) -> None:
             )
 
 
-def _is_packed(module: nn.Module) -> bool:
+def _is_packed_layer(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_whole = type(weight) is nn.Parameter and weight.is_floating_point()
-    return not is_whole
+    return is_linear(module) and not is_whole

@@ -72,10 +72,31 @@ def planned_bytes(count: int, num_rows: int, packing: Packing) -> int:
     return int(count * packing.bits / 8) + 4 * num_rows
 
 
-def largest_layer(model: nn.Module) -> int:
-    """Return how many weights the largest quantized matrix has: it is turned back as a whole for each product."""
-    sizes = {id(weight): weight.numel() for weight in model.parameters()}
-    return max((sizes[key] for key in _packed_layers(model)), default=0)
+def largest_packed(model: nn.Module, packing: Packing | None = None) -> int:
+    """Return how many weights the largest packed matrix holds, which is unpacked as a whole for each product.
+
+    With `packing`, of those that will be packed.
+    """
+    planned = _packed_layers(model) if packing is not None else {}
+    sizes = [
+        num_weights(weight)
+        for weight in model.parameters()
+        if id(weight) in planned or hasattr(weight, NUM_WEIGHTS) or hasattr(weight, "quant_state")
+    ]
+    return max(sizes, default=0)
+
+
+def are_whole_copied(num_whole: int, num_packed: int) -> bool:
+    """Whether weights that stay whole leave the mapped file, so that its pages can go; else the file stays mapped."""
+    return num_whole < num_packed
+
+
+def mapped_bytes(model: nn.Module, packing: Packing, dtype: torch.dtype) -> int:
+    """Return what of the file stays with a process of a CPU although it was packed; `dtype` is the file's format."""
+    planned = _packed_layers(model)
+    num_packed = sum(weight.numel() for weight in model.parameters() if id(weight) in planned)
+    num_whole = sum(weight.numel() for weight in model.parameters()) - num_packed
+    return 0 if are_whole_copied(num_whole, num_packed) else num_packed * dtype.itemsize
 
 
 def _packed_layers(model: nn.Module) -> dict[int, int]:

@@ -12,6 +12,7 @@ from ...model.dtype import SHORT, DtypeChoice, choose_dtype, training_flags
 from ...model.memory import MemoryEstimate, StepShape, estimate_step
 from ...model.model_utils.checkpointing import ALL_LAYERS, USABLE, decoder_layers, num_checkpointed
 from ...model.model_utils.parameters import count_parameters
+from ...model.quantization.sizes import mapped_bytes
 from ...model.skeleton import Skeleton, load_skeleton
 from ..choices import BatchTokens, step_shape
 from ..collation import choose_layout
@@ -43,6 +44,7 @@ class Estimate:
     generation: int
     process: int
     heap: int
+    mapped: int
     checkpointing: str
     checkpointing_reason: str
 
@@ -50,12 +52,17 @@ class Estimate:
     def peak(self) -> int:
         """The most that exists at once."""
         stays = self.memory.weights + self.memory.optimizer + self.memory.helpers
-        return max(self.memory.total, stays + self.generation) + self.process + self.heap
+        return max(self.memory.total, stays + self.generation) + self.beside
+
+    @property
+    def beside(self) -> int:
+        """What is there all the time and no tensor of the run."""
+        return self.process + self.heap + self.mapped
 
     @property
     def phase(self) -> str:
         """Where that is."""
-        if self.peak > self.memory.total + self.process + self.heap:
+        if self.peak > self.memory.total + self.beside:
             return "generation"
         return "update" if self.memory.is_updating else "backward"
 
@@ -96,6 +103,7 @@ def estimate_run(stage: Stage, arguments: RunArguments, rows: Rows, facts: Devic
         generation=generation_bytes(skeleton.model, arguments, max(prompt_len, 0), dtypes.frozen.itemsize),
         process=process,
         heap=int(HOLES * passing(memory)) if facts.kind == "cpu" else 0,
+        mapped=mapped_file(arguments, skeleton, dtypes) if facts.kind == "cpu" else 0,
         checkpointing=checkpointing,
         checkpointing_reason=reason,
     )
@@ -104,6 +112,14 @@ def estimate_run(stage: Stage, arguments: RunArguments, rows: Rows, facts: Devic
 def passing(memory: MemoryEstimate) -> int:
     """Return what a step allocates and frees again."""
     return memory.copies + memory.activations + memory.logits + memory.work
+
+
+def mapped_file(arguments: RunArguments, skeleton: Skeleton, dtypes: DtypeChoice) -> int:
+    """Return what of the weights' file stays mapped beside the form that they are packed into while loading."""
+    packing = skeleton.packing
+    if packing is None or arguments.model.quantization_bit is None:
+        return 0
+    return mapped_bytes(skeleton.model, packing, dtypes.frozen)
 
 
 def make_shape(arguments: RunArguments, skeleton: Skeleton, dtypes: DtypeChoice, batch: BatchTokens) -> StepShape:
@@ -146,6 +162,7 @@ def memory_figures(estimate: Estimate, free: int) -> MemoryFigures:
         "generation": estimate.generation,
         "process": estimate.process,
         "heap": estimate.heap,
+        "mapped": estimate.mapped,
     }
     return MemoryFigures(
         parts=parts,

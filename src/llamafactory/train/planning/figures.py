@@ -51,7 +51,8 @@ class MemoryFigures:
     """Bytes on one device. The parts do not all exist at once, so they add up to more than the peak."""
 
     parts: dict[str, int]
-    """weights, gradients, optimizer, activations, logits, copies, work, update, helpers, generation, process, heap."""
+    """weights, gradients, optimizer, activations, logits, copies, work, update, helpers, generation, process, heap,
+    mapped."""
     peak: int
     phase: str
     """Where the peak is: `backward`, `update` or `generation`."""

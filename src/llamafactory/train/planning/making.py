@@ -44,7 +44,7 @@ def make_plan(words: Sequence[str] | Mapping[str, Any], *, with_probe: bool = Tr
         with quietly():
             return estimate_run(stage, read_arguments(with_changes(words, changes)), rows, facts, room)
 
-    notes = [note for note in (rows.note, packed_note(estimate, facts)) if note]
+    notes = [rows.note] if rows.note else []
     probe = None
     if with_probe:
         probe, note = _probe(stage, arguments, data, facts, is_fit)
@@ -59,17 +59,6 @@ def make_plan(words: Sequence[str] | Mapping[str, Any], *, with_probe: bool = Tr
         suggestions=() if is_fit else suggest(estimate, attempt, room),
         probe=probe,
         notes=tuple(notes),
-    )
-
-
-def packed_note(estimate: Estimate, facts: DeviceFacts) -> str:
-    """Say where the estimate is known to be too low: bitsandbytes' 4 bits on a CPU."""
-    packing = estimate.skeleton.packing
-    if facts.kind != "cpu" or packing is None or (packing.method, packing.bits) != ("bnb", 4):
-        return ""
-    return (
-        "Four bits of bitsandbytes on a CPU took 1.2 to 1.5 times the estimate in three measured runs "
-        "(docs/plan.md): allow half as much again."
     )
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "generation": "answers being written",
     "process": "the process itself",
     "heap": "holes in the heap",
+    "mapped": "pages of the weights' file",
 }
 PHASES = {"backward": "the backward pass", "update": "the update", "generation": "writing answers"}
 
