@@ -35,6 +35,13 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def say_fault(error: json.JSONDecodeError) -> str:
+    """Return what is wrong with a JSON text, and where the message of the decoder points, what stands there."""
+    if not error.msg.endswith(" at"):
+        return error.msg
+    return f"{error.msg} {shorten(error.doc[error.pos : error.pos + 60].lstrip(chr(34)), 32)}"
+
+
 class JSONLineError(ValueError):
     """Malformed JSON at a line of a file."""
 
@@ -76,7 +83,7 @@ class Buffer:
             except json.JSONDecodeError as error:
                 if self.is_complete:
                     line = self.line + self.text.count("\n", self.place, error.pos)
-                    raise JSONLineError(line, error.msg) from None
+                    raise JSONLineError(line, say_fault(error)) from None
             else:
                 if end < len(self.text) or self.is_complete:
                     self.line += self.text.count("\n", self.place, end)
@@ -129,4 +136,4 @@ def _read_lines(stream: TextIO, start: int) -> Iterator[tuple[int, Any]]:
         try:
             yield line, json.loads(text)
         except json.JSONDecodeError as error:
-            raise JSONLineError(line, error.msg) from None
+            raise JSONLineError(line, say_fault(error)) from None

@@ -29,24 +29,29 @@ READ_ERRORS = (UserError, OSError, ValueError, RuntimeError, ImportError)
 """What a tokenizer that is not there, or is broken, raises."""
 
 
-def create_data_panel(engine: Engine) -> dict[str, Any]:
+def create_data_panel(engine: Engine, tab: str) -> dict[str, Any]:
     """Make the buttons and, hidden until it is asked for, the panel, where the caller stands."""
     made: dict[str, Any] = {}
+
+    def look(name: str) -> dict[str, Any]:
+        return {"elem_id": f"{tab}-{name}", **_words(name)}
+
     with gr.Row():
-        made["data_preview_btn"] = gr.Button(size="sm", **_words("data_preview_btn"))
-        made["stats_btn"] = gr.Button(size="sm", **_words("stats_btn"))
-        label = _words("upload_btn")["label"]
+        made["data_preview_btn"] = gr.Button(size="sm", **look("data_preview_btn"))
+        made["stats_btn"] = gr.Button(size="sm", **look("stats_btn"))
         types = [f".{kind}" for kind in UPLOAD_TYPES]
-        made["upload_btn"] = gr.UploadButton(label, file_types=types, size="sm", visible=not engine.demo_mode)
-    made["data_message"] = gr.HTML(elem_classes="messages")
-    with gr.Column(visible=False, elem_classes="modal-box") as made["data_box"]:
+        made["upload_btn"] = gr.UploadButton(
+            file_types=types, size="sm", visible=not engine.demo_mode, **look("upload_btn")
+        )
+    made["data_message"] = gr.HTML(elem_classes="messages", elem_id=f"{tab}-data_message")
+    with gr.Column(visible=False, elem_classes="modal-box", elem_id=f"{tab}-data_box") as made["data_box"]:
         with gr.Row(elem_classes="pager") as made["data_pager"]:
-            made["preview_count"] = gr.Number(PAGE_SIZE, precision=0, minimum=1, maximum=50, **_words("preview_count"))
-            made["page_index"] = gr.Number(1, precision=0, minimum=1, **_words("page_index"))
-            made["prev_btn"] = gr.Button(size="sm", **_words("prev_btn"))
-            made["next_btn"] = gr.Button(size="sm", **_words("next_btn"))
-        made["preview_samples"] = gr.HTML(elem_classes="samples")
-        made["close_btn"] = gr.Button(size="sm", **_words("close_btn"))
+            made["preview_count"] = gr.Number(PAGE_SIZE, precision=0, minimum=1, maximum=50, **look("preview_count"))
+            made["page_index"] = gr.Number(1, precision=0, minimum=1, **look("page_index"))
+            made["prev_btn"] = gr.Button(size="sm", **look("prev_btn"))
+            made["next_btn"] = gr.Button(size="sm", **look("next_btn"))
+        made["preview_samples"] = gr.HTML(elem_classes="samples", elem_id=f"{tab}-preview_samples")
+        made["close_btn"] = gr.Button(size="sm", **look("close_btn"))
     return made
 
 

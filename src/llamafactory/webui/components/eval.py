@@ -39,7 +39,7 @@ def create_eval_tab(engine: Engine) -> "dict[str, Block]":
     made: dict[str, Any] = {}
     offered = {"dataset": dataset_names(engine.places, "data", None)}
     make_groups("eval", made, ["data"], choices=offered)
-    made |= create_data_panel(engine)
+    made |= create_data_panel(engine, "eval")
     made["extra_args"] = gr.Textbox("{}", render=False, elem_id="eval-extra_args", **words("extra_args"))
     made |= folds(make_groups("eval", made, ["basics", "more"]))
     with gr.Group(elem_classes="open"):

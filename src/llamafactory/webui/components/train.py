@@ -33,7 +33,7 @@ def create_train_tab(engine: Engine) -> "dict[str, Block]":
     offered = {"dataset": dataset_names(engine.places, "data", "sft"), "eval_dataset": []}
     made: dict[str, Any] = {"extra_args": extra, "more_key": look_up}
     make_groups("train", made, [BASICS], choices=offered)
-    made |= create_data_panel(engine)
+    made |= create_data_panel(engine, "train")
     others = [group.name for group in list_groups("train") if group.name != BASICS]
     made |= folds(make_groups("train", made, others, choices=offered))
     made |= _make_buttons(engine, words)
