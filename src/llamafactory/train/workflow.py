@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ from .callbacks.swanlab import swanlab_callbacks
 from .checkpoints import write_durably
 from .choices import choose_threads, settle_liger, settle_step
 from .collation import choose_layout, settle_helpers
+from .folder_lock import sole_writer
 from .hf_args import to_hf_arguments
 from .modelcard import create_modelcard_and_push
 from .optimizers.making import check_optimizer, optimizer_maker
@@ -89,10 +91,21 @@ def run_stage(
         check_float8(arguments.training)
     if plan.notice:
         logger.info(plan.notice)
+    writes_alone = sole_writer(Path(arguments.training.output_dir).expanduser())
+    with writes_alone if read_env().is_main_process else nullcontext():
+        _run_planned(stage, arguments, plan, callbacks or (), records or {})
 
-    run = prepare(stage, arguments, callbacks or ())
+
+def _run_planned(
+    stage: Stage,
+    arguments: RunArguments,
+    plan: RunPlan,
+    callbacks: Sequence[TrainerCallback],
+    records: Mapping[str, str],
+) -> None:
+    run = prepare(stage, arguments, callbacks)
     if run.trainer.is_world_process_zero():
-        write_records(run.trainer.output_dir, {**(records or {}), DATA_REPORT: run.data_report})
+        write_records(run.trainer.output_dir, {**records, DATA_REPORT: run.data_report})
     metrics: dict[str, float] = {}
     if arguments.training.do_train:
         metrics |= train(run, plan)
