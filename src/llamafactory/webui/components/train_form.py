@@ -17,6 +17,9 @@ FORM_KEY = "llamaboard-form"
 """Where the visitor's own browser keeps the form."""
 DECIDES = ("switch", "choice", "open", "names")
 """Widgets whose value can change what else may be used."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+IN_ORDER: dict[str, Any] = {"concurrency_id": "words", "concurrency_limit": 1}
+"""What writes words beside fields is done in the order it was asked for, so that the last language stays."""
 
 
 def form_elements(engine: Engine) -> "set[Any]":
@@ -53,7 +56,8 @@ def connect_reload(engine: Engine, demo: gr.Blocks) -> None:
         updates[folder] = {**updates.get(folder, {}), **gr.update(choices=names)}
         return updates
 
-    on(demo.load, bring_back, {*inputs, engine.kept_form}, list(dict.fromkeys([*inputs, *standing, opened])))
+    outputs = list(dict.fromkeys([*inputs, *standing, opened]))
+    on(demo.load, bring_back, {*inputs, engine.kept_form}, outputs, **IN_ORDER)
 
 
 def connect_language(engine: Engine) -> None:
@@ -67,7 +71,8 @@ def connect_language(engine: Engine) -> None:
             updates[element] = {**updates.get(element, {}), **look}
         return updates
 
-    on(engine.manager.get_elem_by_id("top.lang").change, change, form_elements(engine), engine.manager.get_elem_list())
+    lang = engine.manager.get_elem_by_id("top.lang")
+    on(lang.change, change, form_elements(engine), engine.manager.get_elem_list(), **IN_ORDER)
 
 
 def connect_form(engine: Engine) -> None:
@@ -88,20 +93,12 @@ def connect_form(engine: Engine) -> None:
 
     deciding = [get(key).change for key, field in engine.fields.items() if field.widget in DECIDES]
     deciding += [get("train.val_size").release]
-    gr.on(
-        deciding,
-        stand,
-        inputs,
-        standing_elements(engine),
-        api_visibility="private",
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
+    gr.on(deciding, stand, inputs, standing_elements(engine), trigger_mode="always_last", **QUIET, **IN_ORDER)
 
     texts = [
         getattr(element, "release", None) or getattr(element, "blur", None) or element.change for element in inputs
     ]
-    gr.on(texts, keep, inputs, [kept], trigger_mode="always_last", api_visibility="private", show_progress="hidden")
+    gr.on(texts, keep, inputs, [kept], trigger_mode="always_last", **QUIET)
     engine.kept_form = kept
 
     def offer_datasets(folder: str, stage: str) -> Any:
