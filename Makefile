@@ -59,7 +59,7 @@ $(QUANT_STAMP): $(DEV_STAMP)
 	@touch $@
 
 test-quantized: $(QUANT_STAMP)
-	OMP_NUM_THREADS=1 $(QUANT_VENV)/bin/python -m pytest -n 2 --dist loadfile -m quantized tests/examples tests/model tests/train
+	OMP_NUM_THREADS=1 $(QUANT_VENV)/bin/python -m pytest -n 2 --dist loadfile -m quantized tests/bench tests/examples tests/model tests/train
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .

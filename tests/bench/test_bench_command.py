@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory.bench import report, rows
+from llamafactory.bench import command, report, rows
 from llamafactory.bench.command import make_options, read_options, refuse_without_cuda, run_bench
 from llamafactory.bench.compare import compare, read_result
 from llamafactory.bench.machine import describe_machine
@@ -162,6 +162,14 @@ def test_a_task_for_a_gpu_is_refused_without_one(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="needs a CUDA device"):
         refuse_without_cuda(gpu_tasks)
     refuse_without_cuda(find_tasks(["sft-lora"]))
+
+
+def test_a_task_about_a_package_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "is_available", lambda module: False)
+
+    with pytest.raises(UserError, match=r"llamafactory\[bnb\]"):
+        run_bench(["sft-qlora"])
+    assert [each.name for each in TASKS if command.lacks_package(each)] == ["sft-qlora"]
 
 
 def test_a_result_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

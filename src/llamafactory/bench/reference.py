@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainingArguments, set_seed
 
 from .clock import Clock
 from .job import Job
@@ -67,14 +67,25 @@ def load_model(job: Job, bf16: bool) -> Any:
     """Load the model: what is trained in float32, a frozen base below adapters in bfloat16 where that is fast."""
     frozen = torch.bfloat16 if bf16 else torch.float32
     set_seed(SEED)
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=frozen if job.method == "lora" else torch.float32)
+    options = {"quantization_config": four_bits(frozen)} if "quantization_bit" in job.settings else {}
+    dtype = frozen if job.method == "lora" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, **options)
     if job.method != "lora":
         return model
 
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    if options:
+        model = prepare_model_for_kbit_training(model)
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)
+
+
+def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's weights, as PEFT's documentation has them."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def wants_bf16(job: Job) -> bool:

@@ -14,6 +14,7 @@ from ..extras.registry import did_you_mean
 
 BATCH = 4
 LORA_RANK = 8
+BITS = 4
 CUTOFF_LEN = 512
 DPO_CUTOFF_LEN = 1024
 DPO_BETA = 0.1
@@ -73,6 +74,10 @@ class Task:
     equal_losses: Sequence[tuple[str, str]] = ()
     """Sides that must show the same losses."""
     needs_cuda: bool = False
+    package: str = ""
+    """What has to be installed for it, beside the rest."""
+    extra: str = ""
+    """The extra of this package that brings it."""
     max_rounds: int | None = None
     """Most rounds, for tasks whose figures hardly move from round to round."""
 
@@ -161,6 +166,31 @@ SFT_LORA = _sft(
     ratios=(Ratio(side="ours", over="gemm", goal=0.55),),
 )
 SFT_FULL = _sft("sft-full", "SFT, all weights", FULL, (2.5, 1.25), method="full", steps=2)
+SFT_QLORA = Task(
+    name="sft-qlora",
+    title=f"SFT, LoRA r={LORA_RANK} on 4 bits of bitsandbytes",
+    stage="sft",
+    method="lora",
+    package="bitsandbytes",
+    extra="bnb",
+    steps=2,
+    sides=(
+        Side(
+            name="reference",
+            title="transformers.Trainer, PEFT, bitsandbytes, padded, gradient checkpointing",
+            run=REFERENCE,
+            settings={"gradient_checkpointing": True, "quantization_bit": BITS},
+        ),
+        Side(
+            name="ours",
+            title="llamafactory",
+            run=OURS,
+            settings={"finetuning_type": "lora", "lora_rank": LORA_RANK, "quantization_bit": BITS},
+        ),
+    ),
+    ratios=(Ratio(side="ours", over="reference"),),
+    equal_losses=(("ours", "reference"),),
+)
 DPO = Task(
     name="dpo",
     title=f"DPO, LoRA r={LORA_RANK}",
@@ -202,6 +232,7 @@ GRADIENTS = Task(
 TASKS: tuple[Task, ...] = (
     SFT_LORA,
     SFT_FULL,
+    SFT_QLORA,
     DPO,
     _curves(SFT_LORA, "SFT with LoRA: the same losses"),
     _curves(DPO, "DPO with LoRA: the same losses"),

@@ -67,7 +67,7 @@ class Bnb4bitWeight:
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """Return the weight as numbers, rounded once: to the format of the product, as the layer itself does."""
-        functional = require("bitsandbytes", "bitsandbytes", "QLoRA").functional
+        functional = require("bitsandbytes", "bnb", "QLoRA").functional
         return functional.dequantize_4bit(self.layer.weight.data, _with_dtype(self.layer.weight.quant_state, dtype))
 
 
