@@ -62,6 +62,8 @@ def build_page(engine: Engine) -> "Blocks":
 
     with gr.Blocks(title=_title(), analytics_enabled=False, fill_width=True) as demo:
         engine.manager.add_elems("head", _make_head())
+        if engine.demo_mode:
+            engine.manager.add_elems("head", _make_demo_head(engine))
         engine.manager.add_elems("top", create_top(engine))
         with gr.Tabs(elem_id="tabs") as tabs:
             engine.manager.add_elems("tabs", {"all": tabs})
@@ -156,6 +158,20 @@ def _make_head() -> dict:
 
     words = {name: words_of(f"head.{name}", DEFAULT_LANGUAGE)["value"] for name in ("title", "subtitle")}
     return {name: gr.HTML(text, elem_id=f"head-{name}") for name, text in words.items()}
+
+
+def _make_demo_head(engine: Engine) -> dict:
+    """Make what tells visitors of a demonstration what it is, and copies it for those whose site offers that."""
+    import gradio as gr
+    from gradio.utils import get_space
+
+    note = gr.HTML(elem_id="head-demo_note", **engine.words("head.demo_note", DEFAULT_LANGUAGE))
+    button = gr.DuplicateButton(
+        interactive=get_space() is not None,
+        elem_id="head-duplicate_btn",
+        **engine.words("head.duplicate_btn", DEFAULT_LANGUAGE),
+    )
+    return {"demo_note": note, "duplicate_btn": button}
 
 
 def _make_language(engine: Engine) -> "Component":

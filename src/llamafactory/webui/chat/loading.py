@@ -48,10 +48,11 @@ class LoadHandlers:
         inputs = {*self.form.inputs, made["compare"], self.lang}
         names = ("info_box", "chat_box", "chatbot_base", "messages", "chatbot", "mm_box", *MEDIA)
         outputs = [made[name] for name in names]
-        made["load_btn"].click(self.load, inputs=inputs, outputs=outputs, **QUIET)
+        if not self.engine.demo_mode:
+            made["load_btn"].click(self.load, inputs=inputs, outputs=outputs, **QUIET)
+            made["unload_btn"].click(self.unload, inputs=[self.lang], outputs=outputs, **QUIET)
         this_page().load(self.state, inputs=[self.lang], outputs=outputs, **QUIET)
         self.lang.change(self.state, inputs=[self.lang], outputs=outputs, **QUIET)
-        made["unload_btn"].click(self.unload, inputs=[self.lang], outputs=outputs, **QUIET)
 
     async def load(self, values: dict[Any, Any]) -> AsyncGenerator[Updates, None]:
         """Load what the form says."""

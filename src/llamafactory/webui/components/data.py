@@ -82,6 +82,8 @@ class DataHandlers:
         gr.on([made["preview_count"].submit, made["page_index"].submit], self.this_page, inputs, outputs, **BUSY)
         counting = made["stats_btn"].click(self.count, inputs, outputs, **QUIET)
         made["close_btn"].click(self.close, None, [made["data_box"]], cancels=[counting], **QUIET)
+        if self.engine.demo_mode:
+            return
         uploading = [made["upload_btn"], made["dataset_dir"], made["dataset"], *self._stage(), self.lang]
         made["upload_btn"].upload(self.upload, uploading, [made["data_message"], made["dataset"]], **BUSY)
 
