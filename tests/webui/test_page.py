@@ -16,7 +16,7 @@ def test_the_page_opens_with_its_form(shared_page: Any) -> None:
     take_shot(page, "train-light")
 
 
-def test_the_language_is_changed_on_a_phone(browser: Any, board: Board) -> None:
+def test_the_language_is_changed_on_a_phone_and_nothing_sticks_out(browser: Any, board: Board) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -27,4 +27,9 @@ def test_the_language_is_changed_on_a_phone(browser: Any, board: Board) -> None:
     page.locator("#train-num_train_epochs", has_text="训练轮数").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     take_shot(page, "train-phone-zh")
+    page.locator(".overflow-menu > button").first.tap()
+    page.locator(".overflow-dropdown button").last.tap()
+    page.locator("#runs-run_table", has_text="最后更新").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    take_shot(page, "runs-phone-zh")
     context.close()

@@ -57,9 +57,7 @@ def test_talk_is_streamed_stopped_and_never_html(page: Any) -> None:
 
     bot = page.locator("#infer-chatbot .bot").last
     bot.wait_for()
-    stop = page.locator("#infer-stop_btn")
-    if stop.is_visible():  # the tiny model may have come to an end of its own
-        stop.click()
+    page.evaluate("document.querySelector('#infer-stop_btn')?.click()")  # the tiny model may have come to its own end
     page.locator("#infer-submit_btn").wait_for(state="visible")
     assert page.locator("#infer-chatbot img[src=x], #infer-chatbot #evil").count() == 0
     assert "<b id=evil>" in page.locator("#infer-chatbot .user").first.inner_text()

@@ -9,8 +9,17 @@ from llamafactory.hparams.schema import list_params
 from llamafactory.webui.engine import Engine
 from llamafactory.webui.form import describe_field
 from llamafactory.webui.interface import build_page
+from llamafactory.webui.jobs.failures import KILLED, UNWATCHED
 from llamafactory.webui.layout import fields_of
-from llamafactory.webui.wording import FOLDER, LANGUAGES, load_words, say, translate_help, words_of
+from llamafactory.webui.wording import (
+    FOLDER,
+    LANGUAGES,
+    load_words,
+    say,
+    translate_help,
+    translate_reason,
+    words_of,
+)
 
 
 FILES = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("languages", "help"))
@@ -50,6 +59,13 @@ def test_a_translation_of_an_older_help_is_not_shown() -> None:
     assert translate_help("Something new.", "learning_rate", "zh") == "Something new."
 
 
+def test_why_a_run_ended_is_told_in_all_languages_where_the_board_says_it() -> None:
+    for sentence in (UNWATCHED, KILLED):
+        assert len({translate_reason(sentence, code) for code in LANGUAGES}) == len(LANGUAGES)
+        assert translate_reason(sentence, "en") == sentence
+    assert translate_reason("ValueError: no", "zh") == "ValueError: no"
+
+
 def test_every_element_with_a_label_has_words_in_its_tab() -> None:
     pytest.importorskip("gradio")
     engine = Engine()
@@ -62,7 +78,7 @@ def test_every_element_with_a_label_has_words_in_its_tab() -> None:
 
 
 def test_every_help_of_the_form_is_translated() -> None:
-    for field in fields_of(("top", "train")).values():
+    for field in fields_of(("top", "train", "eval", "infer", "export")).values():
         english = describe_field(field, "en")["info"]
         assert all(describe_field(field, code)["info"] != english for code in LANGUAGES if code != "en"), field.id
 
@@ -70,5 +86,5 @@ def test_every_help_of_the_form_is_translated() -> None:
 def test_translated_help_is_that_of_the_declaration_in_all_languages() -> None:
     for key, texts in load_words("help").items():
         assert set(texts) == set(LANGUAGES), key
-        assert key in list_params("train"), key
+        assert key in list_params("train") or key in list_params("export"), key
     assert translate_help(list_params("train")["lora_rank"].help, "lora_rank", "ru").startswith("Ширина")

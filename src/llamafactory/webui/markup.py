@@ -56,4 +56,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    top = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
+    return f'<div class="table"><table>{top}<tbody>{body}</tbody></table></div>'

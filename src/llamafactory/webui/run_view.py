@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import jobs
 from .markup import cards, link, log_text, notice, progress_bar, table
-from .wording import say
+from .wording import say, translate_reason
 
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def _end(status: "jobs.Status", language: str) -> str:
         return ""
     if status.state == "finished":
         return notice(say("info_finished", language), "good")
-    message = say("err_failed", language, reason=status.reason) if status.state == "failed" else status.reason
+    reason = translate_reason(status.reason or "", language)
+    message = say("err_failed", language, reason=reason) if status.state == "failed" else status.reason
     return notice(message or say("info_aborted", language), SHOWN_STATE[status.state])
 
 

@@ -54,6 +54,12 @@ def say(message: str, language: str, **parts: object) -> str:
     return _pick(load_words("alerts")[message], language).format(**parts)
 
 
+def translate_reason(english: str, language: str) -> str:
+    """Return why a run ended in a language, where the sentence is one of the board's own and not of the run."""
+    own = (texts for name, texts in load_words("alerts").items() if name.startswith("reason_"))
+    return next((_pick(texts, language) for texts in own if texts["en"] == english), english)
+
+
 def translate_help(english: str, key: str, language: str) -> str:
     """Return the help of a key in a language; the English itself where there is no translation of just this."""
     entry = load_words("help").get(key, {})

@@ -25,7 +25,7 @@ def create_chat_box(engine: Engine, visible: bool = False) -> "tuple[Component, 
             _make_chats(made)
             _make_input(made)
             _make_media(made, reads)
-        with gr.Column(scale=1, min_width=240):
+        with gr.Column(scale=1, min_width=300):
             _make_controls(made)
     messages = gr.State(())
     ChatHandlers(engine, {**made, "messages": messages}).connect()

@@ -47,6 +47,11 @@ def _words(name: str) -> dict[str, Any]:
     return {key: words[key] for key in ("label", "info", "placeholder", "value") if key in words}
 
 
+def _heads(language: str) -> list[str]:
+    words = page_words("runs", language)
+    return [words[name] for name in ("name", "state", "what", "progress", "loss", "changed")]
+
+
 def _make_list(engine: Engine) -> dict[str, Any]:
     made: dict[str, Any] = {}
     names = words_of("runs.states", DEFAULT_LANGUAGE)["choices"]
@@ -56,14 +61,12 @@ def _make_list(engine: Engine) -> dict[str, Any]:
             [(names[state], state) for state in STATES], scale=3, elem_id="runs-states", **_words("states")
         )
     ids, rows = list_rows(engine.places.saves, "", (), DEFAULT_LANGUAGE)
-    heads = page_words("runs", DEFAULT_LANGUAGE)
     made["run_table"] = gr.Dataframe(
-        rows,
-        headers=[heads[name] for name in ("name", "state", "what", "progress", "loss", "changed")],
+        {"headers": _heads(DEFAULT_LANGUAGE), "data": rows},
         datatype="str",
         interactive=False,
         max_height=360,
-        column_widths=["420px", "120px", "120px", "110px", "110px", "180px"],
+        column_widths=["420px", "140px", "170px", "130px", "130px", "220px"],
         elem_id="runs-run_table",
         **_words("run_table"),
     )
@@ -148,7 +151,7 @@ class RunsHandlers:
     def refresh(self, text: str, states: list[str], before: list[str], chosen: list[str], lang: str) -> Updates:
         """List the runs again; the chosen ones stay chosen as long as they exist."""
         ids, rows = list_rows(self.root, text, states, lang)
-        updates: Updates = {self.made["run_table"]: gr.update(value=rows)}
+        updates: Updates = {self.made["run_table"]: gr.update(value={"headers": _heads(lang), "data": rows})}
         if ids != before:
             every = [row.run_id for row in jobs.list_runs(self.root)]
             kept = [item for item in chosen or () if item in every]

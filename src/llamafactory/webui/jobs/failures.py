@@ -15,6 +15,8 @@ NOISE = re.compile(
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_CHARS = 600
 USER_ERROR = 2
+UNWATCHED = "The run ended while nothing watched it, and left no result."
+KILLED = "The run was killed (SIGKILL); when nobody did that, the machine had no memory left."
 
 
 def find_reason(output: str, exit_code: int | None) -> str:
@@ -28,7 +30,7 @@ def find_reason(output: str, exit_code: int | None) -> str:
     if sentence:
         return redact(sentence)[:MAX_CHARS]
     if exit_code is None:
-        return "The run ended while nothing watched it, and left no result."
+        return UNWATCHED
     return f"The run ended with exit code {exit_code} and said nothing."
 
 
@@ -65,5 +67,5 @@ def _by_signal(number: int) -> str:
     except ValueError:
         name = f"signal {number}"
     if name == "SIGKILL":
-        return "The run was killed (SIGKILL); when nobody did that, the machine had no memory left."
+        return KILLED
     return f"The run was ended by {name}."
