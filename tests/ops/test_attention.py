@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from llamafactory.ops import attention as attention_module
+from llamafactory.ops import attention_native
 from llamafactory.ops.attention import attend_by_document, document_attention, reference_attention
 from llamafactory.ops.attention_case import Documents, Scores
-from llamafactory.ops.attention_native import attention_library, native_attention
+from llamafactory.ops.attention_native import LONG_FOR_TILES, attention_library, native_attention
 
 
 BOUNDS = [0, 1, 40, 240, 245]  # one token; less and more than a block of queries
@@ -141,6 +142,27 @@ def test_a_broken_number_stays_in_its_document(way: str):
     others = torch.tensor([token for token in range(BOUNDS[-1]) if not 40 <= token < 240])
     assert read[others].isfinite().all()
     assert all(each[:, others].isfinite().all() for each in grads)
+
+
+@pytest.mark.parametrize(
+    ("has_tiles", "length", "case", "is_native"),
+    [
+        (True, LONG_FOR_TILES, "plain", False),
+        (True, LONG_FOR_TILES - 1, "plain", True),
+        (True, LONG_FOR_TILES, "window", True),
+        (True, LONG_FOR_TILES, "soft cap", True),
+        (False, LONG_FOR_TILES, "plain", True),
+    ],
+)
+def test_long_documents_go_to_matrix_products_where_these_are_made_by_tiles(
+    has_tiles: bool, length: int, case: str, is_native: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if attention_library() is None:
+        pytest.skip("no AVX512-BF16, or no C++ compiler")
+    monkeypatch.setattr(attention_native, "has_tiles", lambda: has_tiles)
+    heads = torch.zeros(2, length + 9, 16, dtype=torch.bfloat16)
+
+    assert (native_attention(heads, heads, [0, 9, length + 9], CASES[case]) is not None) is is_native
 
 
 @pytest.mark.parametrize("bounds", [[0, 40], [1, 40, 245], [0, 60, 40, 245], [0, 300]])

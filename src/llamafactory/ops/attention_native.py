@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from .attention_case import Scores
-from .native import native_library
+from .native import has_tiles, native_library
 
 
 LANES = 16
 """Sizes of heads must be multiples of it: that many float32 fill a register."""
+LONG_FOR_TILES = 1024
+"""Where the processor multiplies tiles, a library's products overtake the kernel in documents of this length."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,14 @@ def native_attention(
         and not scores.dropout
         and not torch.compiler.is_compiling()
     )
-    library = attention_library() if is_covered else None
+    library = attention_library() if is_covered and not _favours_products(bounds, scores) else None
     return None if library is None else NativeAttention(library, bounds, scores)
+
+
+def _favours_products(bounds: list[int], scores: Scores) -> bool:
+    """Whether matrix products are the faster way: the kernel leaves out what a window hides, and caps by the way."""
+    is_long = max(end - start for start, end in pairwise(bounds)) >= LONG_FOR_TILES
+    return is_long and scores.window is None and scores.softcap is None and has_tiles()
 
 
 @functools.cache

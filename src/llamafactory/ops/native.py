@@ -33,6 +33,12 @@ SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
 
+@functools.cache
+def has_tiles() -> bool:
+    """Whether this processor multiplies tiles of bfloat16 (AMX), which makes a library several times as fast."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
 @dataclass(frozen=True)
 class NativeKernels:
     """The library's functions for contiguous CPU tensors of one format; what they compute stands in kernels.py."""
