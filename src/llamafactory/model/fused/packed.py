@@ -92,7 +92,7 @@ def covers(packing: Packing) -> bool:
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Let layers that multiply in a format of their own multiply in this one, on the way back too."""
     for module in model.modules():
-        if _is_bnb_4bit(module):
+        if isinstance(packed_weight(module), Bnb4bitWeight):
             layer: Any = module
             layer.compute_dtype, layer.weight.quant_state = dtype, _with_dtype(layer.weight.quant_state, dtype)
 
