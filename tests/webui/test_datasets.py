@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "marks": {"instruction": "Hi", "output": "Hello", "kto_tag": True},
     "text": {"text": "Hello"},
 }
+
+
+def run_apart(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run it in a thread of its own: the browser of other tests keeps a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 class Words(dict[str, str]):
@@ -178,7 +186,7 @@ def test_names_and_rows_of_strangers_are_text(tiny_llama_dir: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_figures_are_those_of_the_command(tiny_llama_dir: Path, demo_dataset_dir: Path) -> None:
-    figures = asyncio.run(count_rows(run_config(tiny_llama_dir, demo_dataset_dir, use_cpu=True)))
+    figures = run_apart(count_rows(run_config(tiny_llama_dir, demo_dataset_dir, use_cpu=True)))
 
     page = show_figures(figures, Words())
 
@@ -198,7 +206,7 @@ def test_what_is_wrong_with_the_data_is_said_in_a_sentence(tiny_llama_dir: Path,
 @pytest.mark.slow
 def test_what_is_wrong_with_counted_data_is_said_too(tiny_llama_dir: Path, demo_dataset_dir: Path) -> None:
     with pytest.raises(UserError, match="Unknown dataset 'nowhere'"):
-        asyncio.run(count_rows(run_config(tiny_llama_dir, demo_dataset_dir, dataset=("nowhere",))))
+        run_apart(count_rows(run_config(tiny_llama_dir, demo_dataset_dir, dataset=("nowhere",))))
 
 
 def test_counting_stops_when_nobody_waits_for_it(
@@ -213,7 +221,7 @@ def test_counting_stops_when_nobody_waits_for_it(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", watch)
     with pytest.raises(UserError, match="stopped"):
-        asyncio.run(count_rows(run_config(tiny_llama_dir, demo_dataset_dir), timeout=0.2))
+        run_apart(count_rows(run_config(tiny_llama_dir, demo_dataset_dir), timeout=0.2))
     assert started[0].returncode is not None
 
 
