@@ -49,9 +49,8 @@ def pack_bnb(model: Any, *, is_double: bool, dtype: torch.dtype = torch.float32)
     return model
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
-def test_a_step_on_packed_weights_is_the_same(family: str) -> None:
-    model = adapted(pack(make_family(family)))
+def assert_fused_alike(model: Any) -> None:
+    """Everything is replaced, and a step is the same."""
     reference = step(model)
 
     tally = fuse_parts(model)
@@ -59,20 +58,18 @@ def test_a_step_on_packed_weights_is_the_same(family: str) -> None:
     assert tally.fused["adapters"] == 7 * LAYERS
     assert tally.fused["mlps"] == tally.fused["shared"] == LAYERS
     assert_same_step(model, reference)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_a_step_on_packed_weights_is_the_same(family: str) -> None:
+    assert_fused_alike(adapted(pack(make_family(family))))
 
 
 @pytest.mark.quantized
 @pytest.mark.parametrize("is_double", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_step_on_four_bits_is_the_same(family: str, is_double: bool) -> None:
-    model = adapted(pack_bnb(make_family(family, hidden_size=64, head_dim=16), is_double=is_double))
-    reference = step(model)
-
-    tally = fuse_parts(model)
-
-    assert tally.fused["adapters"] == 7 * LAYERS
-    assert tally.fused["mlps"] == tally.fused["shared"] == LAYERS
-    assert_same_step(model, reference)
+    assert_fused_alike(adapted(pack_bnb(make_family(family, hidden_size=64, head_dim=16), is_double=is_double)))
 
 
 @pytest.mark.quantized

@@ -10,13 +10,14 @@ from .markup import escape
 
 
 Handler = Callable[..., Any]
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""How events are connected: no public endpoint, and no bar over what they change."""
 
 
 def on(event: Any, handler: Handler | None, inputs: Any = None, outputs: Any = None, **options: Any) -> Any:
     """Connect an event such as `button.click`; a UserError of the handler becomes a message on the page."""
     wrapped = None if handler is None else say_errors(handler)
-    options = {"api_visibility": "private", "show_progress": "hidden", **options}
-    return event(wrapped, inputs, outputs, **options)
+    return event(wrapped, inputs, outputs, **{**QUIET, **options})
 
 
 def this_page() -> Any:

@@ -7,6 +7,7 @@ import gradio as gr
 
 from ...data.conversation import Role
 from ...extras.errors import UserError
+from ..events import QUIET
 from ..markup import escape
 from ..wording import page_words
 from .answering import check_tools
@@ -19,7 +20,6 @@ from .shown import show_dialogue, turn_of
 Updates: TypeAlias = dict[Any, Any]
 CONTROLS = ("system", "tools", "max_new_tokens", "temperature", "top_p", "seed", "enable_thinking")
 CONTROLS += ("skip_special_tokens", "escape_html", "role", "query", "image", "video", "audio")
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STREAM: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 """The engine decides how many answers are written at once."""
 

@@ -7,12 +7,12 @@ import gradio as gr
 
 from ...extras.env import read_env
 from ...extras.errors import UserError
-from ..events import this_page
+from ..events import QUIET, this_page
 from ..jobs.checking import JobError, find_problems
 from ..tab_form import TabForm
 from ..wording import page_words
 from .desk import ChatDesk
-from .handlers import QUIET, Updates
+from .handlers import Updates
 from .loaded import ModelSlot
 
 

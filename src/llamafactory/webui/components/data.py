@@ -13,6 +13,7 @@ from ..datasets.reading import count_rows, read_rows
 from ..datasets.showing import show_figures, show_rows
 from ..datasets.uploading import UPLOAD_TYPES, add_upload
 from ..engine import Engine
+from ..events import QUIET
 from ..jobs.checking import find_stray_paths
 from ..markup import notice
 from ..offers import dataset_names
@@ -21,8 +22,7 @@ from ..wording import DEFAULT_LANGUAGE, page_words, words_of
 
 
 Updates: TypeAlias = dict[Any, Any]
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-BUSY: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+BUSY: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
 PAGE_SIZE = 2
 MAX_UPLOAD_MIB = 64
 READ_ERRORS = (UserError, OSError, ValueError, RuntimeError, ImportError)

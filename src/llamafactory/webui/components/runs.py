@@ -8,6 +8,7 @@ import gradio as gr
 from .. import jobs
 from ..arguments import EXTRA, MODEL_NAME, from_config
 from ..engine import Engine
+from ..events import QUIET
 from ..markup import notice
 from ..run_view import curve_points
 from ..runs_page import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from gradio.components import Component
 
 Updates: TypeAlias = dict[Any, Any]
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 REFRESH_SECONDS = 3
 NUM_PLOTS = 3
 PLOTTED = ("loss", "eval_loss", "reward", "rewards/margins", "accuracy", "lr", "predict_loss")

@@ -6,7 +6,7 @@ import gradio as gr
 
 from ..arguments import DEVICES, MODEL_NAME
 from ..engine import FORM_TABS, Engine, as_language
-from ..events import on
+from ..events import QUIET, on
 from ..job_pages import time_name
 from ..layout import folds_of
 from ..offers import dataset_names, run_names
@@ -17,7 +17,6 @@ FORM_KEY = "llamaboard-form"
 """Where the visitor's own browser keeps the form."""
 DECIDES = ("switch", "choice", "open", "names")
 """Widgets whose value can change what else may be used."""
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 IN_ORDER: dict[str, Any] = {"concurrency_id": "words", "concurrency_limit": 1}
 """What writes words beside fields is done in the order it was asked for, so that the last language stays."""
 
